@@ -1,0 +1,111 @@
+"""The values that cross layers: records of the benchmark, and batches for the model.
+
+Shapes: B sequences, T tokens, P vision patches, F features of a patch, I images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Side = Literal["query", "candidate"]
+RationaleSource = Literal["teacher", "oracle", "self"]
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """A chain of thought for one query.
+
+    Args:
+        reasoning: The thought itself.
+        answer: Its last line, the description of what is sought.
+        source: `teacher` saw the query only, `oracle` saw the target too, `self` was written by the model in use.
+    """
+
+    reasoning: str
+    answer: str
+    source: RationaleSource = "teacher"
+
+    @property
+    def text(self) -> str:
+        """Reasoning and answer without tags, as the model is trained to write them (TRACE, section 4.1)."""
+        return f"{self.reasoning} {self.answer}".strip()
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query of one column.
+
+    Args:
+        query_id: `D:N`, unique within a split only.
+        column: The benchmark column, e.g. `cirr_task7`.
+        task_id: M-BEIR task, 0 .. 8; it fixes query and candidate modality.
+        text: The query's own text, `""` when it has none.
+        image_path: Path relative to the data root, or None.
+        instruction: The prompt chosen by the policy, formatted; `""` for none.
+        positive_ids: Candidate ids that count as hits, possibly of another dataset.
+        rationale: The thought written for it, or None.
+        difficulty: 1 when the query needs thought, 0 when not, None when nobody said.
+    """
+
+    query_id: str
+    column: str
+    task_id: int
+    text: str
+    image_path: str | None
+    instruction: str
+    positive_ids: tuple[str, ...]
+    rationale: Rationale | None = None
+    difficulty: int | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate of a pool.
+
+    Args:
+        candidate_id: `D:N`, unique over all pools.
+        text: Formatted text, `""` when it has none.
+        image_path: Path relative to the data root, or None.
+        modality: `text`, `image` or `image,text`.
+    """
+
+    candidate_id: str
+    text: str
+    image_path: str | None
+    modality: str
+
+
+@dataclass
+class EncoderInput:
+    """Token sequences with their images, ready for a backbone.
+
+    Args:
+        input_ids: `[B, T]` token ids, images expanded to one placeholder per merged patch.
+        attention_mask: `[B, T]`, 1 on real tokens.
+        mm_token_type_ids: `[B, T]`, 1 on image tokens (multimodal rotary positions are computed from it).
+        labels: `[B, T]` target ids, -100 where a token is not a target; all -100 for a prompt.
+        pixel_values: `[P, F]` patches of all images in order, or None without images.
+        image_grid_thw: `[I, 3]` patches per image (time, height, width), or None without images.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    mm_token_type_ids: Tensor
+    labels: Tensor
+    pixel_values: Tensor | None = None
+    image_grid_thw: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> EncoderInput:
+        """Return a copy on `device`."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return EncoderInput(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in values.items()})
+
+    def pin_memory(self) -> EncoderInput:
+        """Return a copy in pinned memory, for Lightning's transfer to a GPU."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return EncoderInput(**{k: None if v is None else v.pin_memory() for k, v in values.items()})
