@@ -1,4 +1,4 @@
-"""Chat text per side: from a record's texts and number of images to chat messages. Strings in, strings out."""
+"""Chat text per side: from a record's texts and number of images to chat messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Template:
     user: str = "{instruction} {text}"
     user_by_task: dict[int, str] = field(default_factory=dict)
 
-    def build_messages(self, num_images: int, instruction: str, text: str, task_id: int) -> Messages:
+    def build_messages(
+        self, num_images: int, instruction: str, text: str, task_id: int
+    ) -> Messages:
         """Return the chat messages of one record, in the form chat templates take.
 
         Args:
@@ -31,7 +33,7 @@ class Template:
             text: The record's own text, `""` for none.
             task_id: M-BEIR task of the query, or of the query a candidate is for; -1 when unknown.
 
-        >>> Template(system="Be brief.").build_messages(1, "Find its twin.", "", 4)[1]["content"][1]["text"]
+        >>> Template().build_messages(1, "Find its twin.", "", 4)[0]["content"][1]["text"]
         'Find its twin.'
         """
         pattern = self.user_by_task.get(task_id, self.user)
@@ -46,8 +48,8 @@ class Template:
 def format_text(text: str | None) -> str:
     r"""Format a text as M-BEIR's reference code does (protocol, not taste).
 
-    Deletes carriage returns, strips whitespace, then double quotes, capitalises the first character and closes the
-    sentence with a full stop.
+    Deletes carriage returns, strips whitespace, then double quotes, capitalises the first character
+    and closes the sentence with a full stop.
 
     >>> format_text('  "hi" '), format_text("ok?"), format_text(None)
     ('Hi.', 'Ok?', '')
@@ -59,5 +61,5 @@ def format_text(text: str | None) -> str:
 
 
 def format_query(instruction: str, text: str | None) -> str:
-    """Format an instruction followed by a query text; the query's own first letter keeps its case."""
+    """Format an instruction and a query text, whose own first letter keeps its case."""
     return format_text(f"{format_text(instruction)} {text or ''}")

@@ -6,8 +6,9 @@ Shapes: B sequences, T tokens, P vision patches, F features of a patch, I images
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ class Rationale:
     Args:
         reasoning: The thought itself.
         answer: Its last line, the description of what is sought.
-        source: `teacher` saw the query only, `oracle` saw the target too, `self` was written by the model in use.
+        source: `teacher` saw the query only, `oracle` saw the target too, `self` was written by the
+            model in use.
     """
 
     reasoning: str
@@ -32,7 +34,7 @@ class Rationale:
 
     @property
     def text(self) -> str:
-        """Reasoning and answer without tags, as the model is trained to write them (TRACE, section 4.1)."""
+        """Reasoning and answer without tags, as the model learns to write them (TRACE, 4.1)."""
         return f"{self.reasoning} {self.answer}".strip()
 
 
@@ -50,6 +52,7 @@ class Query:
         positive_ids: Candidate ids that count as hits, possibly of another dataset.
         rationale: The thought written for it, or None.
         difficulty: 1 when the query needs thought, 0 when not, None when nobody said.
+        negative_ids: Hard negatives, never positives too.
     """
 
     query_id: str
@@ -61,6 +64,7 @@ class Query:
     positive_ids: tuple[str, ...]
     rationale: Rationale | None = None
     difficulty: int | None = None
+    negative_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class EncoderInput:
     Args:
         input_ids: `[B, T]` token ids, images expanded to one placeholder per merged patch.
         attention_mask: `[B, T]`, 1 on real tokens.
-        mm_token_type_ids: `[B, T]`, 1 on image tokens (multimodal rotary positions are computed from it).
+        mm_token_type_ids: `[B, T]`, 1 on image tokens (multimodal rotary positions are computed
+            from it).
         labels: `[B, T]` target ids, -100 where a token is not a target; all -100 for a prompt.
         pixel_values: `[P, F]` patches of all images in order, or None without images.
         image_grid_thw: `[I, 3]` patches per image (time, height, width), or None without images.
@@ -102,10 +107,71 @@ class EncoderInput:
 
     def to(self, device: torch.device | str) -> EncoderInput:
         """Return a copy on `device`."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return EncoderInput(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in values.items()})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> EncoderInput:
-        """Return a copy in pinned memory, for Lightning's transfer to a GPU."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return EncoderInput(**{k: None if v is None else v.pin_memory() for k, v in values.items()})
+        """Return a copy in pinned memory, from which a GPU copies faster."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> EncoderInput:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {
+            name: value if value is None else change(value) for name, value in values.items()
+        }
+        return dataclasses.replace(self, **changed)
+
+
+@dataclass
+class TrainBatch:
+    """Pairs of queries and their positives.
+
+    Args:
+        query: Query sequences with their rationales (or none) and the embedding token, in chunks of
+            similar length.
+        candidate: Candidate sequences: `[B]` positives in the queries' order, then hard negatives,
+            if any.
+        task_ids: `[B]` M-BEIR task of each query.
+        difficulty: `[B]` 1 hard, 0 easy, -1 unknown.
+        positive_ids: `[B, P]` integer ids of all positives of each query, padded with -1.
+        candidate_ids: `[C]` integer ids of the candidates.
+    """
+
+    query: list[EncoderInput]
+    candidate: EncoderInput
+    task_ids: Tensor
+    difficulty: Tensor
+    positive_ids: Tensor
+    candidate_ids: Tensor
+
+
+@dataclass
+class QueryBatch:
+    """Prompts of queries to embed.
+
+    Args:
+        inputs: Left-padded prompts.
+        task_ids: `[B]` M-BEIR task of each query.
+        indices: `[B]` place of each query in the split's list of queries.
+    """
+
+    inputs: EncoderInput
+    task_ids: Tensor
+    indices: Tensor
+
+
+@dataclass
+class CandidateBatch:
+    """Candidates to embed.
+
+    Args:
+        inputs: Sequences that end with the embedding token.
+        indices: `[B]` place of each candidate in the union pool.
+    """
+
+    inputs: EncoderInput
+    indices: Tensor
+
+
+def count_queries(batch: TrainBatch) -> int:
+    """Return the queries of a training batch, for Lightning's throughput monitor."""
+    return len(batch.task_ids)

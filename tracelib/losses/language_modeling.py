@@ -10,13 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def compute_lm_loss(logits: Tensor, targets: Tensor, num_tokens: Tensor | int | None = None) -> Tensor:
+def compute_lm_loss(
+    logits: Tensor, targets: Tensor, num_tokens: Tensor | int | None = None
+) -> Tensor:
     """Return the cross-entropy per target token.
 
     Args:
         logits: `[N, V]` logits of the positions that predict a target.
         targets: `[N]` token ids.
-        num_tokens: Divisor; None takes N. Under DDP pass the mean count per rank, which averages over the global batch.
+        num_tokens: Divisor; None takes N. Under DDP pass the mean count per rank, which averages
+            over the global batch.
 
     Returns:
         A scalar, 0 when there is no target (its gradient is 0 too).

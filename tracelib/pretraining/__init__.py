@@ -1,1 +1,1 @@
-"""Language-model pretraining of the embedded backbone, which plays the part of a pretrained multimodal LLM."""
+"""Language-model pretraining of the embedded backbone."""

@@ -1,4 +1,4 @@
-"""Makes the untrained backbone: a byte-level BPE tokenizer, an image processor and a tiny Qwen2.5-VL with random weights."""
+"""Makes the untrained backbone: tokenizer, image processor and a tiny Qwen2.5-VL."""
 
 from __future__ import annotations
 
@@ -7,27 +7,43 @@ from pathlib import Path
 from random import Random
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tracelib.data.scenes import wording
 from tracelib.data.scenes.world import sample_chain
 from tracelib.prompts import format_query
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_TEMPLATE_WORDS = "system\nuser\nassistant\n Work step by step if the query is hard. Answer at once."
+_TEMPLATE_WORDS = (
+    "system\nuser\nassistant\n Work step by step if the query is hard. Answer at once."
+)
 
 
-def train_tokenizer(seed: int, vocab_size: int = 1016, num_texts: int = 20_000) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on texts of the train scenes: short there, and any text goes in."""
+def train_tokenizer(
+    seed: int, vocab_size: int = 1016, num_texts: int = 20_000
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on train scenes: short there, and any text goes in."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -75,7 +91,8 @@ def build_blank_backbone(
     """Return a Qwen2.5-VL of the given sizes with random weights and tied embeddings.
 
     Args:
-        tokenizer: Its special tokens give the configuration's ids; rows beyond it are spare, as in Qwen's own.
+        tokenizer: Its special tokens give the configuration's ids; rows beyond it are spare, as in
+            Qwen's own.
         hidden_size: Width of the language model; a multiple of 8 heads' worth of rotary dimensions.
         intermediate_size: Width of its MLP.
         num_layers: Layers of the language model.
@@ -85,7 +102,8 @@ def build_blank_backbone(
         vision_depth: Blocks of the vision encoder; the last one attends over the whole picture.
         vocab_size: Embedding rows.
     """
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    vocab = tokenizer.get_vocab()
+    ids = {token: int(vocab[token]) for token in SPECIAL_TOKENS}
     half = hidden_size // num_heads // 2
     config = Qwen2_5_VLConfig(
         text_config={
@@ -124,6 +142,8 @@ def build_blank_backbone(
 
 
 def write_processors(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save the tokenizer and an image processor for pictures of 1 to 64 merged patches (28 x 28 pixels each)."""
+    """Save the tokenizer and an image processor for pictures of 1 to 64 patches of 28 x 28."""
     tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(size={"shortest_edge": 28**2, "longest_edge": 64 * 28**2}).save_pretrained(folder)
+    Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 28**2, "longest_edge": 64 * 28**2}
+    ).save_pretrained(folder)

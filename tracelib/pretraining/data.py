@@ -1,4 +1,4 @@
-"""Endless pretraining text: read a card (drawn or described) and follow a chain of edits step by step."""
+"""Endless pretraining text: read a card and follow a chain of edits step by step."""
 
 from __future__ import annotations
 
@@ -17,35 +17,57 @@ from tracelib.types import EncoderInput
 
 END = "<|im_end|>"
 _SYSTEM_LINES = ("", "", "Work step by step.")
-_REQUESTS = ("", "say what the card shows", "read the card", "work it out", "what is on the card", "go step by step")
+_REQUESTS = (
+    "",
+    "say what the card shows",
+    "read the card",
+    "work it out",
+    "what is on the card",
+    "go step by step",
+)
 _LENGTH_GROUPS = ((0, 1, 2), (3, 4))
 """Each batch draws its chain lengths from one group, so that little of it is padding."""
 
 
 def sample_turn(rng: Random, length: int, split: Split) -> Turn:
-    """Draw one example: a card as picture, caption or passage, `length` edits, and the states in words.
+    """Draw one example: a card as picture, caption or passage, edits, and the states in words.
 
     Args:
         rng: Source of randomness.
         length: Number of edits; 0 asks to read the card.
         split: Split of every state.
     """
-    operations, states = sample_chain(rng, length, split) if length else ([], [sample_scene(rng, split)])
+    operations, states = (
+        sample_chain(rng, length, split) if length else ([], [sample_scene(rng, split)])
+    )
     form = rng.choices(("picture", "caption", "passage"), (0.55, 0.25, 0.2))[0]
-    words = {"picture": "", "caption": wording.write_caption(states[0], rng), "passage": wording.write_passage(states[0])}
+    words = {
+        "picture": "",
+        "caption": wording.write_caption(states[0], rng),
+        "passage": wording.write_passage(states[0]),
+    }
     edits = wording.write_edits(operations)
     text = f"{words[form]}: {edits}" if words[form] and edits else words[form] or edits
     images = [draw_scene(states[0], rng)] if form == "picture" else []
     template = Template(system=rng.choice(_SYSTEM_LINES))
-    messages = template.build_messages(len(images), format_query(rng.choice(_REQUESTS), text), "", -1)
+    messages = template.build_messages(
+        len(images), format_query(rng.choice(_REQUESTS), text), "", -1
+    )
     return Turn(messages, images, " ".join(wording.write_rationale(states)).strip(), END)
 
 
 class _Batches(Dataset[EncoderInput]):
-    """Batch `i` is a function of (seed, i) alone, whatever worker draws it and wherever the run was resumed."""
+    """Batch `i` is a function of (seed, i) alone, wherever the run was resumed."""
 
-    def __init__(self, processor: ChatProcessor, seed: int, batch_size: int, indices: range) -> None:
-        self.processor, self.seed, self.batch_size, self.indices = processor, seed, batch_size, indices
+    def __init__(
+        self, processor: ChatProcessor, seed: int, batch_size: int, indices: range
+    ) -> None:
+        self.processor, self.seed, self.batch_size, self.indices = (
+            processor,
+            seed,
+            batch_size,
+            indices,
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -54,11 +76,13 @@ class _Batches(Dataset[EncoderInput]):
         index = self.indices[position]
         rng = Random(f"pretraining {self.seed} {index}")
         lengths = _LENGTH_GROUPS[index % len(_LENGTH_GROUPS)]
-        return self.processor([sample_turn(rng, rng.choice(lengths), "train") for _ in range(self.batch_size)])
+        return self.processor(
+            [sample_turn(rng, rng.choice(lengths), "train") for _ in range(self.batch_size)]
+        )
 
 
 class PretrainingDataModule(lightning.LightningDataModule):
-    """Batches of pretraining turns from the train scenes, and one batch per chain length from the val scenes.
+    """Pretraining turns from the train scenes, and held-out ones from the val scenes.
 
     Args:
         folder: Where the blank backbone's tokenizer and image processor are.
@@ -84,15 +108,18 @@ class PretrainingDataModule(lightning.LightningDataModule):
         self.processor = ChatProcessor(folder, emb_token=END)
 
     def train_dataloader(self) -> DataLoader[EncoderInput]:
-        """Return the batches of the current epoch, in order; the trainer must reload it every epoch."""
+        """Return the batches of the current epoch; the trainer must reload it every epoch."""
         start = self.trainer.current_epoch * self.steps_per_epoch if self.trainer else 0
-        batches = _Batches(self.processor, self.seed, self.batch_size, range(start, start + self.steps_per_epoch))
+        batches = _Batches(
+            self.processor, self.seed, self.batch_size, range(start, start + self.steps_per_epoch)
+        )
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
 
-    def val_dataloader(self) -> list[list[EncoderInput]]:
-        """Return one batch per chain length, 0 .. 4."""
+    def val_dataloader(self) -> DataLoader[EncoderInput]:
+        """Return one batch of held-out turns per chain length: batch `i` has `i` edits."""
         rng = Random(f"held out {self.seed}")
-        return [
-            [self.processor([sample_turn(rng, length, "val") for _ in range(self.val_size)])]
+        batches = [
+            self.processor([sample_turn(rng, length, "val") for _ in range(self.val_size)])
             for length in range(MAX_CHAIN_LENGTH + 1)
         ]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
-"""The pretraining LightningModule: language modelling only, judged by how many thoughts are right to the letter."""
+"""The pretraining LightningModule: language modelling, judged by exact thoughts."""
 
 from __future__ import annotations
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
@@ -24,7 +25,12 @@ class PretrainingModule(LightningModule):
     """
 
     def __init__(
-        self, model: PreTrainedModel, learning_rate: float, warmup_steps: int, max_steps: int, weight_decay: float = 0.01
+        self,
+        model: PreTrainedModel,
+        learning_rate: float,
+        warmup_steps: int,
+        max_steps: int,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__()
         self.model = model
@@ -50,23 +56,28 @@ class PretrainingModule(LightningModule):
         self.log("train/lm_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: EncoderInput, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the share of thoughts whose every token is the model's own first choice, per chain length.
+    def validation_step(self, batch: EncoderInput, batch_idx: int) -> None:
+        """Log the share of thoughts written exactly, per chain length (the batch's index).
 
-        Under greedy decoding a thought is written exactly if and only if each token is the argmax after the ones before it,
-        so one teacher-forced pass measures it.
+        Under greedy decoding a thought is written exactly if and only if each token is the argmax
+        after the ones before it, so one teacher-forced pass measures it.
         """
         logits, targets = self._predict(batch)
         is_target = batch.labels[:, 1:] != IGNORED_LABEL
         right = torch.ones_like(is_target)
         right[is_target] = logits.argmax(-1) == targets
         rate = right.all(-1).float().mean()
-        self.log(f"val/exact_rationale/length_{dataloader_idx}", rate, prog_bar=True, add_dataloader_idx=False, batch_size=len(right))
+        self.log(
+            f"val/exact_rationale/length_{batch_idx}", rate, prog_bar=True, batch_size=len(right)
+        )
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule."""
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=self.weight_decay
+            self.model.parameters(),
+            lr=self.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=self.weight_decay,
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, self.warmup_steps, self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

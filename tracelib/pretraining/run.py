@@ -16,19 +16,21 @@ from tracelib.pretraining.module import PretrainingModule
 
 _CARD = """# The embedded backbone
 
-A Qwen2.5-VL of {parameters:,} parameters with random initial weights, pretrained by language modelling alone to read cards of
-coloured shapes and to follow chains of edits step by step. It plays the part of a pretrained multimodal LLM where no such
-model can be downloaded. It has never seen an embedding token, a retrieval pair, or a val or test scene.
+A Qwen2.5-VL of {parameters:,} parameters with random initial weights, pretrained by language
+modelling alone to read cards of coloured shapes and to follow chains of edits step by step. It
+plays the part of a pretrained multimodal LLM where no such model can be downloaded. It has never
+seen an embedding token, a retrieval pair, or a val or test scene.
 
 | | |
 |---|---|
-| data | Scenes, train split (75 % of all 1,679,616 scenes), drawn afresh for every step: pictures, captions, passages, edits |
+| data | Scenes, train split (75 % of all 1,679,616), drawn afresh for every step |
 | seed | {seed} |
 | command | `python -m tracelib pretrain --config configs/pretrain_scenes.yaml` |
 | steps | {steps:,} of {batch_size} turns, AdamW, peak learning rate {learning_rate} |
 | wall time | {minutes:.0f} minutes with {threads} threads, torch {torch} |
 
-Share of thoughts written exactly, to the last token, on held-out (val) scenes, greedy decoding, {val_size} turns per length:
+Share of thoughts written exactly, to the last token, on held-out (val) scenes, greedy decoding,
+{val_size} turns per length:
 
 | edits | {lengths} |
 |---|{rule}|
@@ -46,9 +48,10 @@ def pretrain(
     warmup_steps: int = 150,
     val_size: int = 256,
 ) -> None:
-    """Pretrain the embedded backbone from nothing and write it, with its card, to `folder`/backbone.
+    """Pretrain the embedded backbone from nothing; write it and its card to `folder`/backbone.
 
-    Run again after an interruption, it goes on from the last finished epoch and ends with the same weights.
+    Run again after an interruption, it goes on from the last finished epoch and ends with the same
+    weights.
 
     Args:
         folder: Where checkpoints and the result go.
@@ -75,12 +78,16 @@ def pretrain(
         max_epochs=num_epochs,
         gradient_clip_val=1.0,
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0)],
+        callbacks=[ModelCheckpoint(folder / "checkpoints", save_last=True)],
         log_every_n_steps=25,
     )
     last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
-    rates = {key: round(value.item(), 4) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    rates = {
+        key: round(value.item(), 4)
+        for key, value in trainer.callback_metrics.items()
+        if key.startswith("val/")
+    }
     model.save_pretrained(backbone)
     (backbone / "exact_rationale.json").write_text(json.dumps(rates, indent=2) + "\n")
     (backbone / "README.md").write_text(

@@ -38,19 +38,27 @@ def draw_scene(scene: Scene, rng: Random) -> Image.Image:
         radius = min(width, height) * rng.uniform(0.17, 0.2)
         x = width * (0.25 + 0.5 * (position % 2)) + rng.uniform(-0.1, 0.1) * radius
         y = height * (0.25 + 0.5 * (position // 2)) + rng.uniform(-0.1, 0.1) * radius
-        _draw_tile(draw, tile, (x, y), radius, math.radians(rng.uniform(-9, 9)), rng.uniform(0.92, 1.05))
+        _draw_tile(
+            draw, tile, (x, y), radius, math.radians(rng.uniform(-9, 9)), rng.uniform(0.92, 1.05)
+        )
     return image.resize((sides[0], sides[1]), Image.Resampling.BOX)
 
 
 def _draw_tile(
-    draw: ImageDraw.ImageDraw, tile: Tile, centre: Point, radius: float, tilt: float, brightness: float
+    draw: ImageDraw.ImageDraw,
+    tile: Tile,
+    centre: Point,
+    radius: float,
+    tilt: float,
+    brightness: float,
 ) -> None:
     colour, shape = tile
     red, green, blue = (min(255, round(channel * brightness)) for channel in _RGB[colour])
     edge = (red * 2 // 3, green * 2 // 3, blue * 2 // 3)
     cos, sin = math.cos(tilt), math.sin(tilt)
     outline = [
-        (centre[0] + radius * (x * cos - y * sin), centre[1] + radius * (x * sin + y * cos)) for x, y in _OUTLINES[shape]
+        (centre[0] + radius * (x * cos - y * sin), centre[1] + radius * (x * sin + y * cos))
+        for x, y in _OUTLINES[shape]
     ]
     shadow = [(x + 0.1 * radius, y + 0.12 * radius) for x, y in outline]
     draw.polygon(shadow, fill=(205, 203, 200))
@@ -58,7 +66,9 @@ def _draw_tile(
     draw.line([*outline, outline[0]], fill=edge, width=max(1, round(radius * 0.09)), joint="curve")
 
 
-def _arc(x: float, y: float, radius: float, start: float, end: float, steps: int = 16) -> list[Point]:
+def _arc(
+    x: float, y: float, radius: float, start: float, end: float, steps: int = 16
+) -> list[Point]:
     """Points on a circle from `start` to `end` degrees, measured clockwise from the right."""
     angles = [math.radians(start + (end - start) * step / steps) for step in range(steps + 1)]
     return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
@@ -66,7 +76,10 @@ def _arc(x: float, y: float, radius: float, start: float, end: float, steps: int
 
 def _star() -> list[Point]:
     angles = [math.radians(36 * i - 90) for i in range(10)]
-    return [((1.08, 0.46)[i % 2] * math.cos(a), (1.08, 0.46)[i % 2] * math.sin(a)) for i, a in enumerate(angles)]
+    return [
+        ((1.08, 0.46)[i % 2] * math.cos(a), (1.08, 0.46)[i % 2] * math.sin(a))
+        for i, a in enumerate(angles)
+    ]
 
 
 _OUTLINES: dict[str, list[Point]] = {

@@ -1,4 +1,4 @@
-"""Scenes in words: captions, catalogue passages, edits, recipes, rationales, and the benchmark's instructions."""
+"""Scenes in words: captions, catalogue passages, edits, recipes, rationales, instructions."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def write_recipe(caption: str, operations: Sequence[Operation]) -> str:
 def write_rationale(states: Sequence[Scene]) -> tuple[str, str]:
     """Write the chain of thought of a chain: (reasoning, answer).
 
-    The reasoning numbers the states from the source on, the answer is the last one. It is derived from the query alone.
+    The reasoning numbers the states from the source on, the answer is the last one. It is derived
+    from the query alone.
     """
     steps = [f"{number} {state.state}." for number, state in enumerate(states)]
     return " ".join(steps[:-1]), steps[-1]

@@ -1,7 +1,8 @@
 """The world of Scenes as values: cards of coloured shapes and the operations that edit them.
 
-A scene is a card of 2 x 2 tiles, each one of 6 colours x 6 shapes (1,679,616 scenes). An operation turns one scene into
-another; a chain of operations is what a shallow network cannot follow in one pass and can write down step by step.
+A scene is a card of 2 x 2 tiles, each one of 6 colours x 6 shapes (1,679,616 scenes). An operation
+turns one scene into another; a chain of operations is what a shallow network cannot follow in one
+pass and can write down step by step.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        """The only split this scene may appear in: 75 % train, 10 % val, 15 % test, by a hash of its state."""
+        """The only split this scene may appear in: 75 % train, 10 % val, 15 % test, by a hash."""
         bucket = zlib.crc32(self.state.encode()) % 100
         return "train" if bucket < 75 else "val" if bucket < 85 else "test"
 
     @property
     def name(self) -> str:
-        """The made-up catalogue name, three syllables drawn from a hash of the state; names may repeat."""
+        """The made-up catalogue name: three syllables from a hash of the state; it may repeat."""
         number = zlib.crc32(b"name " + self.state.encode())
         count = len(_SYLLABLES)
         return "".join(_SYLLABLES[number // count**i % count] for i in range(3)).capitalize()
@@ -76,8 +77,12 @@ class Scene:
         """Return the 40 scenes that differ in one attribute of one tile."""
         found = []
         for position, (colour, shape) in enumerate(self.tiles):
-            found += [self.with_tile(position, (other, shape)) for other in COLOURS if other != colour]
-            found += [self.with_tile(position, (colour, other)) for other in SHAPES if other != shape]
+            found += [
+                self.with_tile(position, (other, shape)) for other in COLOURS if other != colour
+            ]
+            found += [
+                self.with_tile(position, (colour, other)) for other in SHAPES if other != shape
+            ]
         return found
 
 
@@ -122,14 +127,18 @@ def _copies() -> list[Operation]:
 OPERATIONS: dict[str, list[Operation]] = {
     "move": [Operation(text, moves) for text, moves in _MOVES.items()],
     "paint": [
-        Operation(f"paint {POSITIONS[p]} {colour}", position=p, colour=colour) for p in range(4) for colour in COLOURS
+        Operation(f"paint {POSITIONS[p]} {colour}", position=p, colour=colour)
+        for p in range(4)
+        for colour in COLOURS
     ],
     "reshape": [
-        Operation(f"make {POSITIONS[p]} a {shape}", position=p, shape=shape) for p in range(4) for shape in SHAPES
+        Operation(f"make {POSITIONS[p]} a {shape}", position=p, shape=shape)
+        for p in range(4)
+        for shape in SHAPES
     ],
     "copy": _copies(),
 }
-"""All 68 operations by kind; a chain draws the kind first, so that moves are as frequent as paints."""
+"""All 68 operations by kind; a chain draws the kind first, so moves are as frequent as paints."""
 
 
 def sample_scene(rng: Random, split: Split) -> Scene:

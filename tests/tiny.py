@@ -1,0 +1,104 @@
+"""A benchmark and a recipe that a test can run whole: a few queries per column, a model of 100,000 parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tracelib.data.jsonl import read_rows, write_rows
+from tracelib.data.layout import Layout
+
+RECIPE: dict[str, Any] = {
+    "seed_everything": 0,
+    "model": {
+        "encoder": {
+            "class_path": "tracelib.models.encoder.Encoder",
+            "init_args": {"lora": {"rank": 4, "alpha": 8}},
+        },
+        "contrastive": {"class_path": "tracelib.losses.contrastive.InfoNCELoss"},
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+        "gate": "tracelib.models.router.AlwaysGate",
+        "max_rationale_tokens": 5,
+    },
+    "data": {"batch_size": 16, "eval_batch_size": 12, "num_workers": 0, "max_pixels": 3136},
+    "trainer": {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "limit_train_batches": 3,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"name": "tiny"},
+        },
+        "callbacks": [
+            {
+                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                "init_args": {"save_last": True},
+            },
+            {"class_path": "tracelib.callbacks.retrieval_evaluation.RetrievalEvaluation"},
+        ],
+    },
+}
+
+
+def write_recipe(folder: Path, root: Path, backbone: Path) -> list[str]:
+    """Write the tiny recipe, whose runs go to `folder`/tiny/version_N, and return the arguments that name it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    places = {
+        "model.encoder.init_args.backbone": backbone,
+        "data.root": root,
+        "trainer.default_root_dir": folder,
+        "trainer.logger.init_args.save_dir": folder,
+    }
+    return [f"--config={path}", *(f"--{key}={place}" for key, place in places.items())]
+
+
+def cut_scenes(source: Path, root: Path, queries_per_column: int = 4, pool_size: int = 8) -> Path:
+    """Copy a Scenes tree, leaving in val and test a few queries per column and small pools that hold their positives."""
+    old, new = Layout(source), Layout(root)
+    pictures: set[str] = set()
+    stems = [("scenes", "train")]
+    stems += [(stem, split) for split in ("val", "test") for stem in old.find_stems(split)]
+    for stem, split in stems:
+        is_train = split == "train"
+        queries = _read(old.query(stem, split))
+        queries = queries if is_train else queries[:queries_per_column]
+        positives = {row["pos_cand_list"][0] for row in queries}
+        pool = _read(old.union_pool(split) if is_train else old.pool(stem, split))
+        others = [row["did"] for row in pool if row["did"] not in positives]
+        kept = positives | set(others[: None if is_train else pool_size - len(positives)])
+        pool = [row for row in pool if row["did"] in kept]
+        write_rows(new.query(stem, split), queries)
+        write_rows(new.union_pool(split) if is_train else new.pool(stem, split), pool)
+        pictures |= {row["img_path"] for row in pool} | {row["query_img_path"] for row in queries}
+    for path in source.rglob("*"):
+        name = path.relative_to(source)
+        if path.is_file() and (
+            name.parts[0] in ("qrels", "rationales", "instructions") or str(name) in pictures
+        ):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).hardlink_to(path)
+    return root
+
+
+def rewrite_rows(path: Path, change: Any) -> None:
+    """Replace the rows of a JSON Lines file by `change(rows)`; the file may be a link and is not written through."""
+    rows = change(_read(path))
+    path.unlink()
+    path.write_text(
+        "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [row.fields for row in read_rows(path)]

@@ -1,0 +1,51 @@
+"""The command line: Lightning's subcommands over a recipe, and the list of verbs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from tracelib.data.scenes.benchmark import scenes
+from tracelib.evaluation import evaluate
+from tracelib.pretraining.run import pretrain
+from tracelib.recipe import build_cli
+
+VERBS: dict[str, Callable[..., Any]] = {
+    verb.__name__: verb for verb in (scenes, pretrain, evaluate)
+}
+
+_HELP = """usage: python -m tracelib {{fit,validate,test,predict,{verbs}}} [options]
+
+Train, evaluate and use reason-then-embed retrievers.
+
+a recipe, run by Lightning (options: python -m tracelib fit --help):
+  fit       train a recipe:                 python -m tracelib fit --config
+  configs/trace_scenes.yaml validate  embed and rank the val split
+  test      embed and rank the test split
+  predict   embed the test split and write embeddings and rationales
+
+other verbs (options: python -m tracelib VERB --help):
+{lines}
+"""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command line.
+
+    Args:
+        args: Arguments after the program's name; None takes the process's own.
+    """
+    words = sys.argv[1:] if args is None else args
+    if words and words[0] in VERBS:
+        prog = f"python -m tracelib {words[0]}"
+        auto_cli(VERBS[words[0]], args=words[1:], as_positional=False, prog=prog)
+    elif not words or words[0] in ("-h", "--help"):
+        lines = "\n".join(
+            f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()
+        )
+        sys.stdout.write(_HELP.format(verbs=",".join(VERBS), lines=lines))
+    else:
+        build_cli(args, run=True)

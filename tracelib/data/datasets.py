@@ -1,0 +1,213 @@
+"""From records to batches: training pairs, prompts of queries, candidates.
+
+Each dataset takes a list of places and returns a whole batch, so a sampler of lists decides what
+shares one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from tracelib.data.collator import ChatProcessor, Turn
+from tracelib.data.images import load_image
+from tracelib.data.records import MAX_CANDIDATE_NUMBER
+from tracelib.prompts import Messages, Template
+from tracelib.types import (
+    Candidate,
+    CandidateBatch,
+    EncoderInput,
+    Query,
+    QueryBatch,
+    Rationale,
+    TrainBatch,
+)
+
+RationalePolicy = Literal["none", "teacher", "oracle"]
+
+
+def candidate_id_to_int(candidate_id: str) -> int:
+    """Return M-BEIR's integer form of a candidate id.
+
+    >>> candidate_id_to_int("6:7")
+    60000007
+    """
+    dataset_id, number = candidate_id.split(":")
+    return int(dataset_id) * MAX_CANDIDATE_NUMBER + int(number)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What one split is evaluated on.
+
+    Args:
+        queries: All queries, column by column.
+        candidates: The union pool: the local pools one after the other.
+        pools: Places in `candidates` of each column's local pool.
+    """
+
+    queries: list[Query]
+    candidates: list[Candidate]
+    pools: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class RecordRenderer:
+    """Turns records into sequences: templates, pictures, tokenization.
+
+    Args:
+        root: Data root, which image paths are relative to and may not leave.
+        processor: Tokenizer and image processor.
+        query_template: Words of the query side.
+        candidate_template: Words of the candidate side.
+        emb_token: Token that ends every sequence but a prompt.
+        max_text_tokens: Longest text of a record; the rest is cut before templating, so the
+            embedding token survives.
+    """
+
+    root: Path
+    processor: ChatProcessor
+    query_template: Template
+    candidate_template: Template
+    emb_token: str
+    max_text_tokens: int
+
+    def render_query(self, query: Query, rationale: Rationale | None) -> Turn:
+        """Return the training sequence of a query: prompt, rationale if any, embedding token."""
+        response = f"{rationale.text}" if rationale else ""
+        return self._render(self._build_query_messages(query), query.image_path, response)
+
+    def render_prompt(self, query: Query) -> Turn:
+        """Return a query up to the generation prompt."""
+        return self._render(self._build_query_messages(query), query.image_path, None)
+
+    def render_candidate(self, candidate: Candidate) -> Turn:
+        """Return a candidate and its embedding token; candidates never reason."""
+        text = self.processor.truncate(candidate.text, self.max_text_tokens)
+        messages = self.candidate_template.build_messages(
+            int(candidate.image_path is not None), "", text, -1
+        )
+        return self._render(messages, candidate.image_path, "")
+
+    def _build_query_messages(self, query: Query) -> Messages:
+        text = self.processor.truncate(query.text, self.max_text_tokens)
+        return self.query_template.build_messages(
+            int(query.image_path is not None), query.instruction, text, query.task_id
+        )
+
+    def _render(self, messages: Messages, image_path: str | None, response: str | None) -> Turn:
+        images = [load_image(self.root, image_path)] if image_path else []
+        return Turn(messages, images, response, "" if response is None else self.emb_token)
+
+
+class TrainDataset(Dataset[TrainBatch]):
+    """Queries with one positive each.
+
+    Args:
+        queries: Training queries.
+        pool: Candidates by id.
+        renderer: Turns records into sequences.
+        rationale: `none` trains direct encoding. `teacher` writes the target-blind rationales of
+            hard queries before the embedding token. `oracle` also admits rationales that have seen
+            the target, as contrastive context too: at test time no oracle exists (RGE's central
+            finding), so it has to be asked for.
+        num_hard_negatives: Hard negatives per query, taken in the listed order.
+        num_length_chunks: Parts of similar length the query side is encoded in; changes speed, not
+            the loss.
+
+    Raises:
+        ValueError: `teacher` is asked for and a rationale has seen its target, or no query has a
+            rationale.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[Query],
+        pool: Mapping[str, Candidate],
+        renderer: RecordRenderer,
+        rationale: RationalePolicy,
+        num_hard_negatives: int = 0,
+        num_length_chunks: int = 2,
+    ) -> None:
+        self.queries, self.pool, self.renderer, self.rationale = queries, pool, renderer, rationale
+        self.num_hard_negatives, self.num_length_chunks = num_hard_negatives, num_length_chunks
+        leaks = [q.query_id for q in queries if q.rationale and q.rationale.source == "oracle"]
+        if rationale == "teacher" and leaks:
+            raise ValueError(
+                f"{len(leaks)} rationales have seen their target, first that of query {leaks[0]}: "
+                "set data.rationale to 'oracle' to use them as contrastive context all the same"
+            )
+        if rationale != "none" and not any(q.rationale for q in queries):
+            raise ValueError(
+                f"data.rationale is {rationale!r} but no training query has a rationale"
+            )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, indices: list[int]) -> TrainBatch:
+        rows = sorted((self.queries[i] for i in indices), key=self._estimate_length)
+        turns = [self.renderer.render_query(q, self._choose_rationale(q)) for q in rows]
+        candidates = [self.pool[q.positive_ids[0]] for q in rows]
+        for query in rows:
+            candidates += [self.pool[i] for i in query.negative_ids[: self.num_hard_negatives]]
+        processor = self.renderer.processor
+        size = -(-len(rows) // self.num_length_chunks)
+        width = max(len(q.positive_ids) for q in rows)
+        return TrainBatch(
+            query=[processor(turns[i : i + size]) for i in range(0, len(turns), size)],
+            candidate=processor([self.renderer.render_candidate(c) for c in candidates]),
+            task_ids=torch.tensor([q.task_id for q in rows]),
+            difficulty=torch.tensor([-1 if q.difficulty is None else q.difficulty for q in rows]),
+            positive_ids=torch.tensor(
+                [
+                    [*map(candidate_id_to_int, q.positive_ids)]
+                    + [-1] * (width - len(q.positive_ids))
+                    for q in rows
+                ]
+            ),
+            candidate_ids=torch.tensor([candidate_id_to_int(c.candidate_id) for c in candidates]),
+        )
+
+    def _choose_rationale(self, query: Query) -> Rationale | None:
+        return None if self.rationale == "none" else query.rationale
+
+    def _estimate_length(self, query: Query) -> tuple[int, str]:
+        rationale = self._choose_rationale(query)
+        return len(query.text) + (len(rationale.text) if rationale else 0), query.query_id
+
+
+class QueryDataset(Dataset[QueryBatch]):
+    """Prompts of an evaluation set's queries."""
+
+    def __init__(self, queries: Sequence[Query], renderer: RecordRenderer) -> None:
+        self.queries, self.renderer = queries, renderer
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, indices: list[int]) -> QueryBatch:
+        rows = [self.queries[i] for i in indices]
+        inputs: EncoderInput = self.renderer.processor(
+            [self.renderer.render_prompt(q) for q in rows], "left"
+        )
+        return QueryBatch(inputs, torch.tensor([q.task_id for q in rows]), torch.tensor(indices))
+
+
+class CandidateDataset(Dataset[CandidateBatch]):
+    """An evaluation set's candidates."""
+
+    def __init__(self, candidates: Sequence[Candidate], renderer: RecordRenderer) -> None:
+        self.candidates, self.renderer = candidates, renderer
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __getitem__(self, indices: list[int]) -> CandidateBatch:
+        turns = [self.renderer.render_candidate(self.candidates[i]) for i in indices]
+        return CandidateBatch(self.renderer.processor(turns), torch.tensor(indices))

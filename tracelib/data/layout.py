@@ -1,0 +1,89 @@
+"""Where the files of an M-BEIR tree are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracelib.data.jsonl import DataError
+
+CANONICAL_COLUMNS = (
+    "visualnews_task0",
+    "mscoco_task0",
+    "fashion200k_task0",
+    "webqa_task1",
+    "edis_task2",
+    "webqa_task2",
+    "visualnews_task3",
+    "mscoco_task3",
+    "fashion200k_task3",
+    "nights_task4",
+    "oven_task6",
+    "infoseek_task6",
+    "fashioniq_task7",
+    "cirr_task7",
+    "oven_task8",
+    "infoseek_task8",
+)
+"""The 16 columns of M-BEIR in the order of every published table."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of an M-BEIR tree. A stem is a column in val and test, and a data set in train.
+
+    Args:
+        root: Folder that holds `query`, `cand_pool`, `qrels`, `instructions` and the pictures.
+    """
+
+    root: Path
+
+    @property
+    def instructions(self) -> Path:
+        """The table of instructions."""
+        return self.root / "instructions" / "query_instructions.tsv"
+
+    def query(self, stem: str, split: str) -> Path:
+        """Return the query file of a stem."""
+        return self.root / "query" / split / f"mbeir_{stem}_{split}.jsonl"
+
+    def qrels(self, stem: str, split: str) -> Path:
+        """Return the qrels file of a stem."""
+        return self.root / "qrels" / split / f"mbeir_{stem}_{split}_qrels.txt"
+
+    def pool(self, column: str, split: str | None = None) -> Path:
+        """Return the local pool of a column, or of one split where pools differ by split."""
+        key = column if split is None else f"{column}_{split}"
+        return self.root / "cand_pool" / "local" / f"mbeir_{key}_cand_pool.jsonl"
+
+    def union_pool(self, split: str) -> Path:
+        """Return the union pool of a split."""
+        return self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
+
+    def rationales(self, dataset: str, split: str) -> Path:
+        """Return the rationale rows of a data set."""
+        return self.root / "rationales" / f"mbeir_{dataset}_{split}_rationales.jsonl"
+
+    def find_pool(self, column: str, split: str) -> Path:
+        """Return the local pool to use: that of the split where there is one."""
+        path = self.pool(column, split)
+        return path if path.exists() else self.pool(column)
+
+    def find_stems(self, split: str) -> list[str]:
+        """Return the stems that have a query file, M-BEIR's columns first in canonical order.
+
+        Raises:
+            DataError: There is none.
+        """
+        stem_pattern = ".+" if split == "train" else r".+_task\d"
+        pattern = rf"mbeir_({stem_pattern})_{re.escape(split)}"
+        folder = self.root / "query" / split
+        matches = (re.fullmatch(pattern, path.stem) for path in folder.glob("*.jsonl"))
+        stems = [match[1] for match in matches if match]
+        if not stems:
+            stem = "<dataset>" if split == "train" else "<dataset>_task<id>"
+            path = self.query(stem, split)
+            raise DataError(f"{folder}: no query file {path.name} here; check data root and split")
+        rank = {column: number for number, column in enumerate(CANONICAL_COLUMNS)}
+        return sorted(stems, key=lambda stem: (rank.get(stem, len(rank)), stem))

@@ -1,0 +1,253 @@
+"""The `evaluate` verb: a fitted run under every gate, beside another run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import (
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from tracelib.callbacks.retrieval_evaluation import EmbeddingCollector, build_facts
+from tracelib.data.datamodule import MBEIRDataModule
+from tracelib.data.datasets import EvaluationSet
+from tracelib.metrics.calibration import expected_calibration_error
+from tracelib.models.router import (
+    AlwaysGate,
+    FirstTokenGate,
+    Gate,
+    HeadGate,
+    NeverGate,
+    TaskPriorGate,
+)
+from tracelib.module import RetrievalModule
+from tracelib.recipe import find_runs, load_run
+from tracelib.retrieval.evaluation import QueryFacts, Ranking, Thoughts, rank_pools, tabulate
+from tracelib.retrieval.runs import (
+    ResultRow,
+    collect_provenance,
+    write_results,
+    write_results_tsv,
+    write_run_file,
+)
+from tracelib.retrieval.tables import build_table, render_markdown
+
+GATES: tuple[Gate, ...] = (NeverGate(), AlwaysGate(), FirstTokenGate(), HeadGate(), TaskPriorGate())
+_TABLE_START, _TABLE_END = "<!-- table -->", "<!-- /table -->"
+
+
+@dataclass(frozen=True)
+class _LoadedRun:
+    """A fitted run, ready to embed."""
+
+    folder: Path
+    module: RetrievalModule
+    data: MBEIRDataModule
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Recipe name: the folder above `version_N`."""
+        return (
+            self.folder.parent.name if self.folder.name.startswith("version_") else self.folder.name
+        )
+
+
+def evaluate(
+    run: Path | None = None,
+    against: Path | None = None,
+    runs_folder: Path = Path("runs"),
+    split: Literal["val", "test"] = "test",
+    table_in: Path | None = None,
+) -> None:
+    """Evaluate a fitted run under every gate, beside another run, and print one table.
+
+    The gates are never, always, first_token, head and task_prior; a run trained without rationales
+    has never alone. Writes results.json (provenance and tidy rows), results.tsv, table.md and run
+    files to RUN/evaluation/. Queries/s is the time of embedding the queries, without reading files.
+
+    Args:
+        run: Folder of the run, which holds config.yaml; default is the newest run that was trained
+            to think.
+        against: Run to show beside it; default is the newest run that was not.
+        runs_folder: Where runs are looked for.
+        split: Split to evaluate.
+        table_in: Markdown file whose part between `<!-- table -->` and `<!-- /table -->` becomes
+            the table.
+
+    Raises:
+        FileNotFoundError: No finished run is found.
+    """
+    console = Console()
+    newest = list(reversed(find_runs(runs_folder)))
+    run = (
+        run
+        or next((path for path in newest if _is_thinking(path)), None)
+        or next(iter(newest), None)
+    )
+    if run is None:
+        raise FileNotFoundError(
+            f"{runs_folder} holds no finished run: fit one (make quickstart) or name one (--run)"
+        )
+    against = against or next(
+        (path for path in newest if _is_thinking(path) != _is_thinking(run)), None
+    )
+    runs = [_load(path) for path in (run, against) if path is not None]
+    rows = [
+        row
+        for loaded in runs
+        for row in _evaluate_run(loaded, split, runs[0].folder / "evaluation", console)
+    ]
+    folder = runs[0].folder / "evaluation"
+    provenance = collect_provenance(
+        config={loaded.name: loaded.config for loaded in runs},
+        data_hashes=runs[0].data.reader.file_hashes(split),
+        prompt_policy=runs[0].data.prompt_policy,
+        dtype=str(runs[0].module.encoder.dtype),
+    )
+    write_results(folder / "results.json", rows, provenance)
+    main_gate = runs[0].module.gate.name
+    write_results_tsv(
+        folder / "results.tsv",
+        [r for r in rows if r.run == runs[0].name and r.gate == main_gate],
+        split,
+    )
+    (folder / "table.md").write_text(render_markdown(rows))
+    if table_in is not None:
+        _replace_table(table_in, render_markdown(rows))
+    console.print(build_table(rows))
+    console.print(
+        f"means over columns, local pools unless it says union; all numbers are in {folder}"
+    )
+
+
+def _is_thinking(folder: Path) -> bool:
+    """Whether the recipe of a run was trained on rationales."""
+    return bool(OmegaConf.load(folder / "config.yaml").data.rationale != "none")
+
+
+def _load(folder: Path) -> _LoadedRun:
+    module, data, config = load_run(folder)
+    data.setup("validate")
+    data.setup("test")
+    return _LoadedRun(
+        folder, module.to("cuda" if torch.cuda.is_available() else "cpu"), data, config
+    )
+
+
+def _evaluate_run(
+    loaded: _LoadedRun, split: str, folder: Path, console: Console
+) -> list[ResultRow]:
+    """Embed the candidates once and the queries under each gate; write run files, return rows."""
+    loaded.module.encoder.merge_lora()
+    found = loaded.data.evaluation_sets[split]
+    query_loader, candidate_loader = loaded.data.build_evaluation_loaders(split)
+    gates = GATES if _is_thinking(loaded.folder) else (NeverGate(),)
+    facts = build_facts(found)
+    collectors = {gate.name: EmbeddingCollector() for gate in gates}
+    columns = (
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress, torch.no_grad():
+        shared = EmbeddingCollector()
+        for batch in progress.track(candidate_loader, description=f"{loaded.name}: candidates"):
+            batch.inputs = batch.inputs.to(loaded.module.device)
+            shared.add_candidates(batch, loaded.module.embed_candidates(batch))
+        for batch in progress.track(query_loader, description=f"{loaded.name}: queries"):
+            batch.inputs = batch.inputs.to(loaded.module.device)
+            batch.task_ids = batch.task_ids.to(loaded.module.device)
+            for gate in gates:
+                start = time.perf_counter()
+                output = loaded.module.embed_queries(batch, gate)
+                collectors[gate.name].seconds += time.perf_counter() - start
+                collectors[gate.name].add_queries(batch, output)
+    rows: list[ResultRow] = []
+    for gate in gates:
+        collectors[gate.name].candidates = shared.candidates
+        thoughts, candidates = collectors[gate.name].collect(
+            len(found.queries), len(found.candidates)
+        )
+        rankings = rank_pools(thoughts.embeddings, candidates, facts, found.pools)
+        rows += tabulate(loaded.name, gate.name, facts, thoughts, rankings)
+        rows += _judge_thoughts(loaded, gate.name, found, facts, thoughts)
+        _write_run_files(
+            folder / "run_files" / loaded.name / gate.name, split, found, facts, rankings
+        )
+    return rows
+
+
+def _judge_thoughts(
+    loaded: _LoadedRun, gate: str, found: EvaluationSet, facts: QueryFacts, thoughts: Thoughts
+) -> list[ResultRow]:
+    """Return what is said of the thoughts and the router over all queries together."""
+    decode = loaded.data.processor.tokenizer.decode
+    written = [
+        q.rationale and decode(list(ids)) == q.rationale.text
+        for q, ids in zip(found.queries, thoughts.rationale_token_ids, strict=True)
+    ]
+    values: dict[tuple[str, str], Tensor] = {
+        ("all", "forced_emb_token_rate"): thoughts.is_forced.float().mean()
+    }
+    hard = [
+        right
+        for right, think in zip(written, thoughts.thinks.tolist(), strict=True)
+        if right is not None and think
+    ]
+    if hard:
+        values["hard", "exact_rationale"] = torch.tensor(hard).float().mean()
+    known = facts.difficulty >= 0
+    if gate == "head" and known.any():
+        probability, difficulty = thoughts.think_probability[known].cpu(), facts.difficulty[known]
+        values["all", "router_auroc"] = binary_auroc(probability, difficulty)
+        values["all", "router_ece"] = expected_calibration_error(probability, difficulty)
+    return [
+        ResultRow(loaded.name, gate, "all", "local", s, m, v.item()) for (s, m), v in values.items()
+    ]
+
+
+def _write_run_files(
+    folder: Path, split: str, found: EvaluationSet, facts: QueryFacts, rankings: dict[str, Ranking]
+) -> None:
+    for column in found.pools:
+        places = facts.select(column, "all")
+        queries = [found.queries[i] for i in places.tolist()]
+        for pool, ranking in rankings.items():
+            ranked = [
+                [found.candidates[p].candidate_id for p in row if p >= 0]
+                for row in ranking.places[places].tolist()
+            ]
+            kind = "single" if pool == "local" else pool
+            stem = f"mbeir_{column}_{kind}_pool_{split}_k{ranking.places.shape[1]}"
+            scores = ranking.scores[places, : len(ranked[0])]
+            ids = [q.query_id for q in queries]
+            write_run_file(folder / f"{stem}_run.txt", ids, ranked, scores, queries[0].task_id)
+
+
+def _replace_table(path: Path, table: str) -> None:
+    """Put the table between its two marks.
+
+    Raises:
+        ValueError: The marks are missing.
+    """
+    before, start, rest = path.read_text().partition(_TABLE_START)
+    _, end, after = rest.partition(_TABLE_END)
+    if not start or not end:
+        raise ValueError(
+            f"{path} has no place for the table: add the lines {_TABLE_START} and {_TABLE_END}"
+        )
+    path.write_text(f"{before}{start}\n\n{table}\n{end}{after}")

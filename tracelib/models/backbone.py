@@ -1,0 +1,152 @@
+"""Loads a pretrained multimodal LLM, guards what was loaded, and marks what is trained."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from tracelib.assets import resolve_backbone
+
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adaptation of the language model (TRACE, table 7).
+
+    Args:
+        rank: Rank of each update.
+        alpha: Scale numerator; the update is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input, 0 .. 1.
+        target_modules: Regular expression of the full names of the linear layers to adapt.
+    """
+
+    rank: int = 128
+    alpha: int = 256
+    dropout: float = 0.0
+    target_modules: str = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+
+def compute_fingerprint(backbone: str) -> str:
+    """Return 16 hex digits that change with the backbone's configuration or weights.
+
+    Large weight files are sampled at both ends, so that a 7B checkpoint takes milliseconds.
+    """
+    folder = Path(resolve_backbone(backbone))
+    if not folder.is_dir():
+        folder = Path(str(cached_file(backbone, "config.json"))).parent
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(size - _SAMPLE_BYTES, 0))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def load_backbone(
+    backbone: str,
+    emb_token: str,
+    lora: LoRA | None,
+    train_projector: bool,
+    dtype: Literal["float32", "bfloat16", "float16"],
+    gradient_checkpointing: bool,
+) -> tuple[PreTrainedModel | PeftModel, int]:
+    """Load a backbone, add the embedding token and freeze all that is not trained.
+
+    Trained are the LoRA updates (all of the language model without `lora`), the projector, and the
+    embedding token's row.
+
+    Args:
+        backbone: Folder, hub name, or `embedded`.
+        emb_token: The token to add; its row starts as the mean of all rows.
+        lora: Adaptation of the language model; None trains all of it.
+        train_projector: Whether the vision merger is trained (TRACE trains it).
+        dtype: Type of the weights.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+
+    Returns:
+        The model and the embedding token's id.
+
+    Raises:
+        ValueError: The backbone lacks expected weights, or has some that its architecture does not
+            know.
+    """
+    path = resolve_backbone(backbone)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        path,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    model, info = loaded
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    problems = {kind: sorted(info[kind]) for kind in kinds if info[kind]}
+    if problems:
+        raise ValueError(
+            f"backbone {backbone!r} did not load cleanly (model.encoder.backbone): {problems}"
+        )
+    emb_token_id = _add_emb_token(model, path, emb_token)
+    return _mark_trained(
+        model, emb_token_id, lora, train_projector, gradient_checkpointing
+    ), emb_token_id
+
+
+def _add_emb_token(model: Any, path: str, emb_token: str) -> int:
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    vocab = tokenizer.get_vocab()
+    if emb_token in vocab:
+        return int(vocab[emb_token])
+    emb_token_id = len(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if emb_token_id >= rows:
+        model.resize_token_embeddings(emb_token_id + 1, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[emb_token_id] = (
+                layer.weight[: len(tokenizer)].float().mean(0).to(layer.weight.dtype)
+            )
+    return emb_token_id
+
+
+def _mark_trained(
+    model: Any,
+    emb_token_id: int,
+    lora: LoRA | None,
+    train_projector: bool,
+    gradient_checkpointing: bool,
+) -> PreTrainedModel | PeftModel:
+    model.train()  # from_pretrained left it in evaluation mode, where LoRA's dropout is off
+    adapted: PreTrainedModel | PeftModel = model
+    if lora is None:
+        model.model.visual.requires_grad_(False)
+    else:
+        # With tied embeddings peft wraps the head too, so one trained row serves both.
+        rows = {"embed_tokens": [emb_token_id]}
+        if not model.config.get_text_config().tie_word_embeddings:
+            rows["lm_head"] = [emb_token_id]
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            trainable_token_indices=rows,
+        )
+        adapted = get_peft_model(model, config)
+    if train_projector:
+        model.model.visual.merger.requires_grad_(True)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return adapted

@@ -1,0 +1,85 @@
+"""A recipe is a YAML file over one module and one data module; a run is a fitted recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf import OmegaConf
+
+from tracelib.data.datamodule import MBEIRDataModule
+from tracelib.module import RetrievalModule
+
+
+class RecipeCLI(LightningCLI):
+    """Lightning's command line over `RetrievalModule` and `MBEIRDataModule`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Couple data to model: they must agree on backbone, embedding token and seed."""
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("model.encoder.init_args.backbone", "data.backbone")
+        parser.link_arguments("model.encoder.init_args.emb_token", "data.emb_token")
+
+
+def build_cli(args: list[str] | dict[str, Any] | None, run: bool) -> RecipeCLI:
+    """Parse a command line and build what it names; with `run`, also run its subcommand.
+
+    Args:
+        args: Arguments, or a recipe as a tree; None takes the process's own.
+        run: Whether the arguments start with `fit`, `validate`, `test` or `predict`.
+    """
+    return RecipeCLI(
+        RetrievalModule,
+        MBEIRDataModule,
+        args=args,
+        run=run,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        # Batches know the ranks already, and a sanity check would rank half a pool.
+        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+        parser_kwargs={"parser_mode": "omegaconf"},
+        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveConfigCallback if run else None,
+    )
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the runs below a folder that have a recipe and a last checkpoint, oldest first."""
+    runs = [
+        path.parent
+        for path in folder.glob("**/config.yaml")
+        if find_checkpoint(path.parent).exists()
+    ]
+    return sorted(runs, key=lambda run: find_checkpoint(run).stat().st_mtime)
+
+
+def find_checkpoint(run: Path) -> Path:
+    """Return the path of a run's last checkpoint."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def load_run(run: Path) -> tuple[RetrievalModule, MBEIRDataModule, dict[str, Any]]:
+    """Load a fitted run: its module with the last checkpoint, its data module, and its recipe.
+
+    Raises:
+        FileNotFoundError: The folder holds no recipe or no checkpoint.
+        ValueError: The checkpoint belongs to another backbone or recipe.
+    """
+    config, checkpoint_path = run / "config.yaml", find_checkpoint(run)
+    for path in (config, checkpoint_path):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{run} is no finished run: {path.name} is missing (fit a recipe first)"
+            )
+    recipe: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(config))  # type: ignore[assignment]
+    # The trainer of the saved recipe may ask for devices that are not here, and is not needed.
+    cli = build_cli({"model": recipe["model"], "data": recipe["data"]}, run=False)
+    module, data = cli.model, cli.datamodule
+    assert isinstance(module, RetrievalModule)
+    assert isinstance(data, MBEIRDataModule)
+    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    return module.eval(), data, recipe
