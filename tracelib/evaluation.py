@@ -34,7 +34,14 @@ from tracelib.models.router import (
 )
 from tracelib.module import RetrievalModule
 from tracelib.recipe import find_runs, load_run
-from tracelib.retrieval.evaluation import QueryFacts, Ranking, Thoughts, rank_pools, tabulate
+from tracelib.retrieval.evaluation import (
+    QueryFacts,
+    Ranking,
+    Thoughts,
+    describe_shallow_pools,
+    rank_pools,
+    tabulate,
+)
 from tracelib.retrieval.runs import (
     ResultRow,
     collect_provenance,
@@ -176,12 +183,16 @@ def _evaluate_run(
                 output = loaded.module.embed_queries(batch, gate)
                 collectors[gate.name].seconds += time.perf_counter() - start
                 collectors[gate.name].add_queries(batch, output)
+    if shallow := describe_shallow_pools(found.pools):
+        console.print(shallow)
     rows: list[ResultRow] = []
     for gate in gates:
         collectors[gate.name].candidates = shared.candidates
         thoughts, candidates = collectors[gate.name].collect(
             len(found.queries), len(found.candidates)
         )
+        if num_forced := int(thoughts.is_forced.sum()):
+            console.print(f"{gate.name}: {num_forced} thoughts reached the limit; token appended")
         rankings = rank_pools(thoughts.embeddings, candidates, facts, found.pools)
         rows += tabulate(loaded.name, gate.name, facts, thoughts, rankings)
         rows += _judge_thoughts(loaded, gate.name, found, facts, thoughts)

@@ -114,9 +114,11 @@ class EncoderInput:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> EncoderInput:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed = {
-            name: value if value is None else change(value) for name, value in values.items()
+        changed: dict[str, Any] = {
+            field.name: None
+            if getattr(self, field.name) is None
+            else change(getattr(self, field.name))
+            for field in dataclasses.fields(self)
         }
         return dataclasses.replace(self, **changed)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from tracelib.data.datamodule import MBEIRDataModule
@@ -16,7 +17,14 @@ from tracelib.data.mbeir import headline_k
 from tracelib.distributed import gather_rows
 from tracelib.models.engine import EngineOutput
 from tracelib.module import RetrievalModule
-from tracelib.retrieval.evaluation import QueryFacts, Ranking, Thoughts, rank_pools, tabulate
+from tracelib.retrieval.evaluation import (
+    QueryFacts,
+    Ranking,
+    Thoughts,
+    describe_shallow_pools,
+    rank_pools,
+    tabulate,
+)
 from tracelib.retrieval.runs import ResultRow
 from tracelib.types import CandidateBatch, QueryBatch
 
@@ -159,6 +167,8 @@ class RetrievalEvaluation(Callback):
         assert isinstance(pl_module, RetrievalModule)
         assert isinstance(trainer.datamodule, MBEIRDataModule)  # type: ignore[attr-defined]
         found = trainer.datamodule.evaluation_sets[split]  # type: ignore[attr-defined]
+        if shallow := describe_shallow_pools(found.pools):
+            rank_zero_info(shallow)
         facts = build_facts(found)
         thoughts, candidates = self.collector.collect(len(found.queries), len(found.candidates))
         rankings = rank_pools(thoughts.embeddings, candidates, facts, found.pools)

@@ -35,7 +35,7 @@ class Row:
         """Return an error that begins with file and line, to be raised."""
         return DataError(f"{self.path}:{self.line}: {message}")
 
-    def require(self, name: str) -> Any:  # noqa: ANN401
+    def require(self, name: str) -> Any:
         """Return a field.
 
         Raises:

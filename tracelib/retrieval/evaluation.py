@@ -120,6 +120,16 @@ def rank_pools(
     }
 
 
+def describe_shallow_pools(pools: Mapping[str, Sequence[int]]) -> str:
+    """Return a sentence on the pools with fewer candidates than the deepest recall, or an empty string."""
+    shallow = [
+        f"{column} ({len(pool)})" for column, pool in pools.items() if len(pool) < max(RECALL_KS)
+    ]
+    if not shallow:
+        return ""
+    return f"pools of fewer than {max(RECALL_KS)} candidates, ranked whole: {', '.join(shallow)}"
+
+
 def tabulate(
     run: str, gate: str, facts: QueryFacts, thoughts: Thoughts, rankings: Mapping[str, Ranking]
 ) -> list[ResultRow]:

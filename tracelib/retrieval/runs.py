@@ -228,7 +228,7 @@ def _read_version(package: str) -> str | None:
         return None
 
 
-def _cut_paths(value: Any) -> Any:  # noqa: ANN401 - any json value
+def _cut_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _cut_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
