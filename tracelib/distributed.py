@@ -1,6 +1,6 @@
 """World size, gathers and sums over ranks; the only user of `torch.distributed`.
 
-Shapes: B local rows, W ranks; every rank must hold the same B.
+Shapes: B local rows, a number that may differ by rank.
 """
 
 from __future__ import annotations
@@ -22,24 +22,42 @@ def get_rank() -> int:
     return dist.get_rank() if get_world_size() > 1 else 0
 
 
+def gather_sizes(size: int, device: torch.device) -> list[int]:
+    """Return every rank's `size`, in rank order."""
+    if get_world_size() == 1:
+        return [size]
+    sizes = torch.empty(get_world_size(), dtype=torch.long, device=device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([size], device=device))
+    return [int(other) for other in sizes]
+
+
+def _gather(tensor: Tensor, sizes: list[int]) -> Tensor:
+    """Gather rows of all ranks, filled up to the longest for the way, as the backends ask."""
+    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
+
+
 class _GatherWithGrad(torch.autograd.Function):
     """All-gather whose backward sums every rank's gradient of the local slice."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, tensor.contiguous())
-        return torch.cat(gathered)
+        ctx.sizes = gather_sizes(len(tensor), tensor.device)
+        return _gather(tensor, ctx.sizes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+        start = sum(ctx.sizes[: dist.get_rank()])
+        return grad[start : start + ctx.sizes[dist.get_rank()]]
 
 
 def gather_with_grad(tensor: Tensor) -> Tensor:
-    """Gather `[B, ...]` tensors of all ranks to `[W * B, ...]`, in rank order, with gradient.
+    """Gather `[B, ...]` tensors of all ranks, in rank order, with gradient; B may differ by rank.
 
     With local queries against gathered candidates, and DDP's averaging, the gradient equals that of
     one process holding the global batch: the loss must not be scaled by the world size.
@@ -51,12 +69,10 @@ def gather_with_grad(tensor: Tensor) -> Tensor:
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """Gather `[B, ...]` tensors of all ranks to `[W * B, ...]`, in rank order, without gradient."""
+    """Gather `[B, ...]` tensors of all ranks, in rank order, without gradient; B may differ."""
     if get_world_size() == 1:
         return tensor
-    gathered = [torch.empty_like(tensor) for _ in range(get_world_size())]
-    dist.all_gather(gathered, tensor.contiguous())
-    return torch.cat(gathered)
+    return _gather(tensor, gather_sizes(len(tensor), tensor.device))
 
 
 def average_over_ranks(value: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ def _write_run_files(
                 for row in ranking.places[places].tolist()
             ]
             kind = "single" if pool == "local" else pool
-            stem = f"mbeir_{column}_{kind}_pool_{split}_k{ranking.places.shape[1]}"
+            stem = f"mbeir_{column}_{kind}_pool_{split}_k{len(ranked[0])}"
             scores = ranking.scores[places, : len(ranked[0])]
             ids = [q.query_id for q in queries]
             write_run_file(folder / f"{stem}_run.txt", ids, ranked, scores, queries[0].task_id)

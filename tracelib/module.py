@@ -14,7 +14,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tracelib.distributed import average_over_ranks, gather_tensor, gather_with_grad, get_rank
+from tracelib.distributed import (
+    average_over_ranks,
+    gather_sizes,
+    gather_tensor,
+    gather_with_grad,
+    get_rank,
+)
 from tracelib.losses.contrastive import InfoNCELoss
 from tracelib.losses.language_modeling import compute_lm_loss
 from tracelib.losses.routing import compute_router_loss
@@ -121,9 +127,9 @@ class RetrievalModule(LightningModule):
     ) -> Tensor:
         """Local queries against the candidates of all ranks; other positives are masked."""
         candidate_ids = gather_tensor(batch.candidate_ids)
-        targets = torch.arange(len(batch.task_ids), device=self.device) + get_rank() * len(
-            batch.candidate_ids
-        )
+        # Ranks may hold different numbers of candidates: not every query has hard negatives.
+        sizes = gather_sizes(len(batch.candidate_ids), self.device)
+        targets = torch.arange(len(batch.task_ids), device=self.device) + sum(sizes[: get_rank()])
         is_positive = (batch.positive_ids[:, :, None] == candidate_ids).any(1)
         is_target = torch.arange(len(candidate_ids), device=self.device) == targets[:, None]
         loss: Tensor = self.contrastive(

@@ -121,13 +121,11 @@ def rank_pools(
 
 
 def describe_shallow_pools(pools: Mapping[str, Sequence[int]]) -> str:
-    """Return a sentence on the pools with fewer candidates than the deepest recall, or an empty string."""
-    shallow = [
-        f"{column} ({len(pool)})" for column, pool in pools.items() if len(pool) < max(RECALL_KS)
-    ]
-    if not shallow:
-        return ""
-    return f"pools of fewer than {max(RECALL_KS)} candidates, ranked whole: {', '.join(shallow)}"
+    """Return a sentence on the pools with fewer candidates than the deepest recall, or ""."""
+    depth = max(RECALL_KS)
+    shallow = [f"{name} ({len(pool)})" for name, pool in pools.items() if len(pool) < depth]
+    names = ", ".join(shallow)
+    return f"pools of fewer than {depth} candidates, ranked whole: {names}" if shallow else ""
 
 
 def tabulate(
