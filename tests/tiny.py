@@ -1,15 +1,19 @@
-"""A benchmark and a recipe that a test can run whole: a few queries per column, a model of 100,000 parameters."""
+"""A benchmark and a recipe that a test can run whole, in a second or two."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.jsonl import read_rows, write_rows
 from tracelib.data.layout import Layout
+from tracelib.module import RetrievalModule
+from tracelib.recipe import build_cli
 
 RECIPE: dict[str, Any] = {
     "seed_everything": 0,
@@ -50,7 +54,7 @@ RECIPE: dict[str, Any] = {
 
 
 def write_recipe(folder: Path, root: Path, backbone: Path) -> list[str]:
-    """Write the tiny recipe, whose runs go to `folder`/tiny/version_N, and return the arguments that name it."""
+    """Write the tiny recipe, whose runs go to `folder`/tiny/version_N; return the arguments."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE))
@@ -63,8 +67,26 @@ def write_recipe(folder: Path, root: Path, backbone: Path) -> list[str]:
     return [f"--config={path}", *(f"--{key}={place}" for key, place in places.items())]
 
 
+def build(args: list[str]) -> tuple[RetrievalModule, MBEIRDataModule]:
+    """Return the model and the data, ready to train, that the arguments name."""
+    cli = build_cli(args, run=False)
+    cli.datamodule.setup("fit")
+    return cli.model, cli.datamodule
+
+
+def read_metrics(run: Path) -> dict[str, list[float]]:
+    """Return what a run logged, by metric, in the order of its steps."""
+    logged: dict[str, list[float]] = {}
+    with (run / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value:
+                    logged.setdefault(name, []).append(float(value))
+    return logged
+
+
 def cut_scenes(source: Path, root: Path, queries_per_column: int = 4, pool_size: int = 8) -> Path:
-    """Copy a Scenes tree, leaving in val and test a few queries per column and small pools that hold their positives."""
+    """Copy a Scenes tree, with a few queries and candidates per column in val and test."""
     old, new = Layout(source), Layout(root)
     pictures: set[str] = set()
     stems = [("scenes", "train")]
@@ -92,7 +114,7 @@ def cut_scenes(source: Path, root: Path, queries_per_column: int = 4, pool_size:
 
 
 def rewrite_rows(path: Path, change: Any) -> None:
-    """Replace the rows of a JSON Lines file by `change(rows)`; the file may be a link and is not written through."""
+    """Replace the rows of a JSON Lines file, which may be a link, by `change(rows)`."""
     rows = change(_read(path))
     path.unlink()
     path.write_text(

@@ -158,8 +158,8 @@ def describe_decision(evaluation: Evaluation, index: int) -> str:
     """Return what the gate made of a query, and how its thought ended."""
     thoughts = evaluation.thoughts
     if not thoughts.thinks[index]:
-        return "bypassed"
-    written = f"thought in {int(thoughts.num_tokens[index])} tokens"
+        return "bypassed, answered at once"
+    written = f"thought in {len(thoughts.rationale_token_ids[index])} tokens"
     return f"{written}, cut off" if thoughts.is_forced[index] else written
 
 
@@ -172,24 +172,29 @@ def decode_rationale(evaluation: Evaluation, index: int, data: MBEIRDataModule) 
 def build_rationale_table(
     evaluation: Evaluation, indices: Sequence[int], data: MBEIRDataModule
 ) -> str:
-    """Return a Markdown table of prompts and of rationales as written and as they should be."""
-    head = ("query", "prompt", "written", "reference", "exact", "embedding token", "P(think)")
-    rows = [head, ("---",) * len(head)]
+    """Return a Markdown table of prompts, and of rationales as written and as they should be."""
+    # TensorBoard breaks the words of narrow columns, so short facts share one.
+    rows = [["query", "written", "reference", "outcome"], ["---"] * 4]
     for i in indices:
-        query, thoughts = evaluation.evaluation_set.queries[i], evaluation.thoughts
+        query = evaluation.evaluation_set.queries[i]
         written = decode_rationale(evaluation, i, data)
         reference = query.rationale.text if query.rationale else ""
-        exact = ("yes" if written == reference else "no") if reference else ""
+        outcome = [describe_decision(evaluation, i)]
+        if evaluation.thoughts.thinks[i]:
+            is_forced = evaluation.thoughts.is_forced[i]
+            outcome += [f"embedding token {'appended' if is_forced else 'reached'}"]
+        if reference:
+            outcome += [f"exact: {'yes' if written == reference else 'no'}"]
+        if not evaluation.thoughts.think_probability[i].isnan():
+            outcome += [f"P(think) {evaluation.thoughts.think_probability[i]:.2f}"]
+        prompt = f"{query.instruction} {query.text}".strip()
         cells = (
-            f"{query.column} {query.query_id}",
-            f"{query.instruction} {query.text}".strip(),
-            written if thoughts.thinks[i] else "(bypassed)",
+            f"{query.column} {query.query_id}: {prompt}",
+            written if evaluation.thoughts.thinks[i] else "(bypassed, nothing was written)",
             reference,
-            exact,
-            "appended" if thoughts.is_forced[i] else "reached",
-            f"{thoughts.think_probability[i]:.2f}",
+            ", ".join(outcome),
         )
-        rows.append(tuple(_escape(cell) for cell in cells))
+        rows.append([_escape(cell) for cell in cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

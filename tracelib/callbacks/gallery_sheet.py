@@ -97,27 +97,28 @@ def wrap_text(text: str, size: int, width: int, max_lines: int) -> list[str]:
     """
     get_length = _load_font(size).getlength
     lines: list[str] = []
-    line = ""
-    words = _to_printable(text).split()
-    while words:
-        word = words.pop(0)
+    line, words = "", _to_printable(text).split()[::-1]
+    while words and len(lines) <= max_lines:
+        word = words.pop()
         longer = f"{line} {word}" if line else word
         if get_length(longer) <= width:
             line = longer
-        elif line:
-            lines, line = [*lines, line], ""
-            words.insert(0, word)
+            continue
+        if line:
+            words.append(word)
         else:
-            fitting = max(1, sum(get_length(word[: i + 1]) <= width for i in range(len(word))))
-            lines.append(word[:fitting])
-            words[:0] = [rest] if (rest := word[fitting:]) else []
+            fitting = 1
+            while get_length(word[: fitting + 1]) <= width:
+                fitting += 1
+            line = word[:fitting]
+            words.append(word[fitting:])
+        lines.append(line)
+        line = ""
     lines += [line] if line else []
     if len(lines) <= max_lines:
         return lines
     last = " ".join(lines[max_lines - 1 : max_lines + 1])
-    while last and get_length(last + "…") > width:
-        last = last[:-1]
-    return [*lines[: max_lines - 1], last.rstrip() + "…"]
+    return [*lines[: max_lines - 1], _elide(last, size, width)]
 
 
 def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -140,6 +141,15 @@ def _to_printable(text: str) -> str:
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
+def _elide(text: str, size: int, width: int) -> str:
+    get_length = _load_font(size).getlength
+    if get_length(text) <= width:
+        return text
+    while text and get_length(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
 class _Pen:
     """Draws on one panel; every method returns the y below what it drew."""
 
@@ -155,9 +165,11 @@ class _Pen:
             y += round(size * 1.35)
         return y
 
-    def head(self, x: int, y: int, text: str, color: str, width: int) -> int:
+    def head(self, x: int, y: int, text: str, color: str, width: int, anchor: str = "la") -> int:
         """Write a small heading in capitals."""
-        return self.write(x, y, text.upper(), 11, color, width, 1) + 4
+        spaced = "  ".join(_to_printable(text).upper().split())  # the font's space is narrow
+        self.draw.text((x, y), _elide(spaced, 11, width), color, _load_font(11), anchor)
+        return y + 19
 
     def box(self, x: int, y: int, width: int, height: int, color: str, line: int) -> int:
         """Draw a shaded box with a line around it, outside of its area."""
@@ -193,9 +205,8 @@ def _draw_panel(panel: Panel) -> Image.Image:
     inner = width - 2 * _PADDING
     found = "not found" if panel.gold_rank is None else f"gold at rank {panel.gold_rank}"
     is_hit = any(result.is_hit for result in panel.results)
-    found_width = round(_load_font(11).getlength(found.upper()))
-    pen.head(width - _PADDING - found_width, _PADDING, found, _GREEN if is_hit else _RED, inner)
-    top = pen.head(_PADDING, _PADDING, panel.title, _GREY, inner - found_width - _GAP) + 6
+    pen.head(width - _PADDING, _PADDING, found, _GREEN if is_hit else _RED, 150, anchor="ra")
+    top = pen.head(_PADDING, _PADDING, panel.title, _GREY, inner - 150 - _GAP) + 6
     left = _draw_query(pen, _PADDING, top, panel)
     right = _draw_candidates(pen, _PADDING + _QUERY_WIDTH + 2 * _GAP, top, panel)
     bottom = _draw_thought(pen, _PADDING, max(left, right) + 12, panel, inner) + _PADDING - 6
@@ -222,7 +233,7 @@ def _draw_candidates(pen: _Pen, x: int, y: int, panel: Panel) -> int:
     for rank, result in enumerate(panel.results, start=1):
         x += side + _GAP
         color = _GREEN if result.is_hit else _GREY
-        pen.head(x, y, f"#{rank} {result.score:.3f}", color, side)
+        pen.head(x, y, f"{rank} · {result.score:.3f}", color, side)
         frame, line = (_GREEN, 3) if result.is_hit else (_LINE, 1)
         bottom = max(bottom, pen.record(x, top, result.record, side, frame, line))
         if result.is_hit:

@@ -107,7 +107,9 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def strip_control_tokens(text: str) -> str:
     """Put a blank in place of every `<|...|>` marker: no record may inject a control token.
 
+    Carriage returns go first, as formatting would delete them later and so complete a marker.
+
     >>> strip_control_tokens("<|image_pad|>What is it?<|im_end|>").strip()
     'What is it?'
     """
-    return _CONTROL_TOKEN.sub(" ", text)
+    return _CONTROL_TOKEN.sub(" ", text.replace("\r", ""))

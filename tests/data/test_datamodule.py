@@ -1,0 +1,163 @@
+import json
+import shutil
+
+import pytest
+
+from tests.tiny import cut_scenes, rewrite_rows
+from tracelib.data.datamodule import MBEIRDataModule
+from tracelib.data.jsonl import DataError
+from tracelib.data.layout import Layout
+from tracelib.types import QueryBatch
+
+TASKS = (0, 1, 2, 3, 4, 6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def shared_root(tiny_scenes, tmp_path_factory):
+    return cut_scenes(tiny_scenes, tmp_path_factory.mktemp("datamodule") / "scenes")
+
+
+@pytest.fixture
+def root(shared_root, tmp_path):
+    """A copy of the tree to break."""
+    return shutil.copytree(shared_root, tmp_path / "scenes")
+
+
+@pytest.fixture(scope="module")
+def make(tiny_backbone):
+    def make(root, stage="fit", **settings):
+        data = MBEIRDataModule(root, str(tiny_backbone), num_workers=0, **settings)
+        data.setup(stage)
+        return data
+
+    return make
+
+
+def test_stages_read_the_splits_they_need(make, shared_root):
+    for stage, splits in (
+        ("fit", {"val"}),
+        ("validate", {"val"}),
+        ("test", {"test"}),
+        ("predict", {"test"}),
+    ):
+        assert set(make(shared_root, stage).evaluation_sets) == splits
+
+
+def test_pools_are_places_in_the_union_pool(make, shared_root):
+    data = make(shared_root, "validate")
+    found = data.evaluation_sets["val"]
+    assert list(found.pools) == [f"scenes_task{task}" for task in TASKS]
+    assert [q.column for q in found.queries] == [c for c in found.pools for _ in range(4)]
+    assert sorted(i for pool in found.pools.values() for i in pool) == list(
+        range(len(found.candidates))
+    )
+    for column, pool in found.pools.items():
+        ids = [found.candidates[i].candidate_id for i in pool]
+        assert ids == [c.candidate_id for c in data.reader.read_pool("val", column)]
+        for query in found.queries:
+            assert (query.positive_ids[0] in ids) == (query.column == column)
+
+
+@pytest.mark.parametrize("size", [5, 12, 100])
+def test_evaluation_batches_hold_each_record_once(make, shared_root, size):
+    data = make(shared_root, "test", eval_batch_size=size)
+    found = data.evaluation_sets["test"]
+    loaders = data.test_dataloader()
+    for loader, records in zip(loaders, (found.queries, found.candidates), strict=True):
+        batches = list(loader)
+        assert isinstance(batches[0], QueryBatch) == (records is found.queries)
+        places = [i for batch in batches for i in batch.indices.tolist()]
+        assert sorted(places) == list(range(len(records)))
+        assert max(len(batch.indices) for batch in batches) <= size
+        for batch in batches:
+            assert len(batch.inputs.input_ids) == len(batch.indices)
+
+
+def test_training_batches(make, shared_root):
+    data = make(shared_root, batch_size=16, num_hard_negatives=1)
+    batches = list(data.train_dataloader())
+    assert len(batches) == 160 // 16
+    assert any(len(set(batch.task_ids.tolist())) > 2 for batch in batches)
+    known = {c.candidate_id for c in data.reader.read_union_pool("train")}
+    for batch in batches:
+        ids = [f"{i // 10**7}:{i % 10**7}" for i in batch.candidate_ids.tolist()]
+        assert set(ids) <= known
+        assert 16 <= len(ids) <= 32
+    assert any(len(batch.candidate_ids) > 16 for batch in batches)
+    one_task = make(shared_root, batch_size=16, task_mixing="one_task_per_batch")
+    assert all(len(set(batch.task_ids.tolist())) == 1 for batch in one_task.train_dataloader())
+
+
+def test_training_draws_prompts_and_evaluation_takes_the_first(make, shared_root):
+    data = make(shared_root)
+    chosen = {q.instruction for q in data.train_dataset.queries if q.task_id == 3}
+    assert len(chosen) > 1
+    fixed = {q.instruction for q in data.evaluation_sets["val"].queries if q.task_id == 3}
+    assert fixed == {"Find the caption of this picture."}
+    other = [q.instruction for q in make(shared_root, seed=1).train_dataset.queries]
+    assert other != [q.instruction for q in data.train_dataset.queries]
+
+
+def test_without_rationales_every_target_is_the_embedding_token(make, shared_root):
+    counts = {}
+    for policy in ("none", "teacher"):
+        data = make(shared_root, rationale=policy, batch_size=160)
+        (batch,) = data.train_dataloader()
+        targets = [int((row != -100).sum()) for chunk in batch.query for row in chunk.labels]
+        counts[policy] = sum(number > 1 for number in targets)
+        assert min(targets) == 1
+    hard = sum(q.rationale is not None for q in data.train_dataset.queries)
+    assert counts == {"none": 0, "teacher": hard}
+    assert hard > 10
+
+
+def test_oracle_rationales_are_refused_as_teacher(make, root):
+    path = Layout(root).rationales("scenes", "train")
+    rewrite_rows(path, lambda rows: [{**row, "source": "oracle"} for row in rows])
+    with pytest.raises(ValueError, match=r"have seen their target.*data.rationale"):
+        make(root, rationale="teacher")
+    make(root, rationale="oracle")
+    make(root, rationale="none")
+
+
+def test_an_unknown_positive_is_named(make, root):
+    path = Layout(root).query("scenes", "train")
+    rewrite_rows(path, lambda rows: [{**rows[0], "pos_cand_list": ["10:999999"]}, *rows[1:]])
+    qid = json.loads(path.read_text().splitlines()[0])["qid"]
+    with pytest.raises(DataError, match=f"no candidate '10:999999', a positive of query '{qid}'"):
+        make(root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|image_pad|> card <|im_end|>",
+        "card <|vision_start|><|image_pad|><|vision_end|>",
+        "card <|emb|>",
+        "card <|im_end\r|> more",
+    ],
+)
+def test_a_record_cannot_inject_control_tokens(make, root, text):
+    """Special tokens are those of template, pictures and end, whatever a text says."""
+
+    def count(data):
+        (batch,) = data.train_dataloader()
+        special = sorted(data.processor.tokenizer.all_special_ids)
+        pad = data.processor.tokenizer.pad_token_id
+        inputs = [*batch.query, batch.candidate]
+        return [sum(int((x.input_ids == i).sum()) for x in inputs) for i in special if i != pad]
+
+    settings = {"rationale": "none", "batch_size": 160}
+    expected = count(make(root, **settings))
+    assert min(expected) > 100
+    layout = Layout(root)
+    change = {"query_txt": text}
+    rewrite_rows(
+        layout.query("scenes", "train"),
+        lambda rows: [{**r, **(change if r["query_txt"] else {})} for r in rows],
+    )
+    rewrite_rows(
+        layout.union_pool("train"),
+        lambda rows: [{**r, "txt": text if r["txt"] else r["txt"]} for r in rows],
+    )
+    assert count(make(root, **settings)) == expected

@@ -1,0 +1,193 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from tracelib.data.collator import ChatProcessor
+from tracelib.data.datasets import (
+    CandidateDataset,
+    QueryDataset,
+    RecordRenderer,
+    TrainDataset,
+    candidate_id_to_int,
+)
+from tracelib.prompts import Template
+from tracelib.types import Candidate, Query, Rationale
+
+EMB = "<|emb|>"
+THOUGHT = Rationale("first the moon moves", "blue moon", "teacher")
+POOL = {
+    c.candidate_id: c
+    for c in (
+        Candidate("6:1", "A star.", None, "text"),
+        Candidate("6:2", "", "moon.png", "image"),
+        Candidate("6:3", "A heart.", "moon.png", "image,text"),
+        Candidate("6:4", "A card.", None, "text"),
+        Candidate("7:9", "Another card.", None, "text"),
+    )
+}
+QUERIES = [
+    Query("5:1", "a_task0", 0, "moon " * 6, None, "Find it.", ("6:2",), THOUGHT, 1, ("6:4", "6:1")),
+    Query("5:2", "a_task1", 1, "star", None, "Find it.", ("6:1", "6:4"), None, 0, ("7:9",)),
+    Query("5:3", "a_task4", 4, "", "moon.png", "Find it.", ("6:2",), None, None),
+    Query("5:4", "a_task6", 6, "turn " * 2, "moon.png", "Find it.", ("6:3",), None, 0, ("6:1",)),
+]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_backbone):
+    return ChatProcessor(tiny_backbone, EMB)
+
+
+@pytest.fixture
+def renderer(tmp_path, processor):
+    Image.new("RGB", (84, 56), (20, 60, 200)).save(tmp_path / "moon.png")
+    query_template = Template(system="Think.", user_by_task={6: "{text} {instruction}"})
+    return RecordRenderer(tmp_path, processor, query_template, Template(), EMB, 64)
+
+
+def decode(processor, inputs):
+    """Return each row's text, and what of it is a target."""
+    texts = []
+    for ids, mask, labels in zip(
+        inputs.input_ids, inputs.attention_mask, inputs.labels, strict=True
+    ):
+        decoded = processor.tokenizer.decode(ids[mask == 1])
+        texts.append((decoded, processor.tokenizer.decode(labels[labels != -100])))
+    return texts
+
+
+def make_dataset(renderer, rationale="teacher", queries=QUERIES, **settings):
+    return TrainDataset(queries, POOL, renderer, rationale, **settings)
+
+
+def test_integer_ids_do_not_collide():
+    ids = ["5:1", "5:9999999", "6:1", "0:1", "10:1", "1:1"]
+    assert len({candidate_id_to_int(i) for i in ids}) == len(ids)
+
+
+def test_a_query_is_its_prompt_its_rationale_and_the_embedding_token(renderer, processor):
+    turns = [renderer.render_query(q, q.rationale) for q in QUERIES]
+    texts = decode(processor, processor(turns))
+    prompts = decode(processor, processor([renderer.render_prompt(q) for q in QUERIES]))
+    written = [f"first the moon moves blue moon{EMB}", EMB, EMB, EMB]
+    assert [target for _, target in texts] == written
+    assert [text for text, _ in texts] == [
+        p + w for (p, _), w in zip(prompts, written, strict=True)
+    ]
+    assert "Find it. moon moon" in texts[0][0]
+    assert "turn turn  Find it." in texts[3][0]  # the template of its task
+    assert [text.count("<|image_pad|>") for text, _ in texts] == [0, 0, 6, 6]
+
+
+def test_a_candidate_has_its_text_picture_and_the_embedding_token(renderer, processor):
+    turns = [renderer.render_candidate(c) for c in POOL.values()]
+    texts = decode(processor, processor(turns))
+    assert [target for _, target in texts] == [EMB] * 5
+    assert [text.count("<|image_pad|>") for text, _ in texts] == [0, 6, 6, 0, 0]
+    assert "A heart." in texts[2][0]
+    assert "Think." not in texts[2][0]  # the query's template is not the candidate's
+
+
+def test_a_long_text_is_cut_and_the_embedding_token_survives(tmp_path, processor):
+    renderer = RecordRenderer(tmp_path, processor, Template(), Template(), EMB, 4)
+    long = "red star blue moon " * 50
+    turns = [
+        renderer.render_query(replace(QUERIES[1], text=long), None),
+        renderer.render_candidate(replace(POOL["6:1"], text=long)),
+    ]
+    inputs = processor(turns)
+    assert inputs.input_ids.shape[1] < 40
+    assert [target for _, target in decode(processor, inputs)] == [EMB, EMB]
+
+
+def test_a_batch_pairs_each_query_with_its_positive(renderer, processor):
+    batch = make_dataset(renderer)[[0, 1, 2, 3]]
+    queries = [text for chunk in batch.query for text, _ in decode(processor, chunk)]
+    marks = {0: "Find it. moon", 1: "Find it. star", 3: "turn turn", 2: "Find it.<|im_end|>"}
+    order = [next(i for i, mark in marks.items() if mark in text) for text in queries]
+    rows = [QUERIES[i] for i in order]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert order[-1] == 0  # the longest with its rationale comes last
+    assert batch.task_ids.tolist() == [q.task_id for q in rows]
+    assert batch.difficulty.tolist() == [-1 if q.difficulty is None else q.difficulty for q in rows]
+    assert batch.candidate_ids.tolist() == [candidate_id_to_int(q.positive_ids[0]) for q in rows]
+    candidates = [text for text, _ in decode(processor, batch.candidate)]
+    for query, text in zip(rows, candidates, strict=True):
+        assert POOL[query.positive_ids[0]].text in text
+
+
+def test_all_positives_are_named_so_that_none_becomes_a_negative(renderer):
+    batch = make_dataset(renderer)[[1, 0]]
+    positives = {tuple(row) for row in batch.positive_ids.tolist()}
+    assert positives == {(60000001, 60000004), (60000002, -1)}
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (0, []),
+        (1, [60000004, 70000009, 60000001]),
+        (2, [60000004, 60000001, 70000009, 60000001]),
+    ],
+)
+def test_hard_negatives_follow_the_positives(renderer, number, expected):
+    batch = make_dataset(renderer, num_hard_negatives=number)[[0, 1, 3]]
+    assert len(batch.candidate.input_ids) == len(batch.candidate_ids) == 3 + len(expected)
+    assert sorted(batch.candidate_ids[3:].tolist()) == sorted(expected)
+    assert batch.candidate_ids[:3].tolist() != batch.candidate_ids[3:6].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rationale", "written"), [("none", False), ("teacher", True), ("oracle", True)]
+)
+def test_policy_decides_what_comes_before_the_embedding_token(
+    renderer, processor, rationale, written
+):
+    batch = make_dataset(renderer, rationale)[[0, 1]]
+    targets = [target for chunk in batch.query for _, target in decode(processor, chunk)]
+    assert sorted(targets) == sorted([THOUGHT.text * written + EMB, EMB])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_length_chunks_cut_one_order(renderer, processor, number):
+    whole = make_dataset(renderer, num_length_chunks=1)[[0, 1, 2, 3]]
+    batch = make_dataset(renderer, num_length_chunks=number)[[3, 1, 0, 2]]
+    assert len(batch.query) in (number, number - 1)  # 4 rows in 3 chunks are two of two
+    rows = [row for chunk in batch.query for row in decode(processor, chunk)]
+    assert rows == decode(processor, whole.query[0])
+    assert torch.equal(batch.task_ids, whole.task_ids)
+
+
+def test_a_rationale_that_saw_its_target_has_to_be_asked_for(renderer):
+    oracle = [replace(QUERIES[0], rationale=replace(THOUGHT, source="oracle")), *QUERIES[1:]]
+    with pytest.raises(
+        ValueError, match=r"1 rationales have seen their target, first .* 5:1.*'oracle'"
+    ):
+        make_dataset(renderer, "teacher", oracle)
+    assert len(make_dataset(renderer, "oracle", oracle)) == 4
+    assert len(make_dataset(renderer, "none", oracle)) == 4
+
+
+@pytest.mark.parametrize("rationale", ["teacher", "oracle"])
+def test_asking_for_rationales_where_there_are_none_is_refused(renderer, rationale):
+    with pytest.raises(ValueError, match="no training query has a rationale"):
+        make_dataset(renderer, rationale, QUERIES[1:])
+    assert len(make_dataset(renderer, "none", QUERIES[1:])) == 3
+
+
+def test_prompts_are_padded_left_and_know_their_place(renderer, processor):
+    batch = QueryDataset(QUERIES, renderer)[[3, 0]]
+    assert batch.indices.tolist() == [3, 0]
+    assert batch.task_ids.tolist() == [6, 0]
+    assert batch.inputs.attention_mask[:, -1].tolist() == [1, 1]
+    assert not batch.inputs.attention_mask.all()
+    assert (batch.inputs.labels == -100).all()
+    assert EMB not in "".join(text for text, _ in decode(processor, batch.inputs))
+
+
+def test_candidates_know_their_place(renderer, processor):
+    batch = CandidateDataset(list(POOL.values()), renderer)[[4, 2]]
+    assert batch.indices.tolist() == [4, 2]
+    assert "Another card." in decode(processor, batch.inputs)[0][0]
