@@ -26,8 +26,8 @@ def gather_sizes(size: int, device: torch.device) -> list[int]:
     """Return every rank's `size`, in rank order."""
     if get_world_size() == 1:
         return [size]
-    sizes = torch.empty(get_world_size(), dtype=torch.long, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([size], device=device))
+    sizes = [torch.empty(1, dtype=torch.long, device=device) for _ in range(get_world_size())]
+    dist.all_gather(sizes, torch.tensor([size], device=device))
     return [int(other) for other in sizes]
 
 

@@ -1,0 +1,146 @@
+"""Two processes are one: the same gradients, the same training, the same validation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import worker
+from tests.tiny import build, cut_scenes, read_metrics, write_recipe
+from tracelib.cli import main
+from tracelib.data.sampler import TaskBatchSampler
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def root(tiny_scenes, tmp_path_factory):
+    return cut_scenes(tiny_scenes, tmp_path_factory.mktemp("distributed") / "scenes")
+
+
+@pytest.fixture(scope="module")
+def args(root, tiny_backbone, tmp_path_factory):
+    args = write_recipe(tmp_path_factory.mktemp("recipe"), root, tiny_backbone)
+    return [*args, "--data.num_hard_negatives=1", "--model.router_stop_gradient=false"]
+
+
+@pytest.fixture(scope="module")
+def ranks(args, tmp_path_factory):
+    """What the two processes wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(worker.run, (args, folder), nprocs=worker.WORLD_SIZE)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def single(args):
+    """Loss, gradients and task counts of one process that holds the global batch."""
+    module, data, rows = worker.make(args)
+    chunks = [data.train_dataset[part] for part in rows]
+    assert all(chunk.pixel_values is None for chunk in [*chunks[0].query, chunks[0].candidate])
+    assert chunks[1].candidate.pixel_values is not None
+    assert len(chunks[0].candidate_ids) < len(chunks[1].candidate_ids)
+    loss = module.training_step(data.train_dataset[rows[0] + rows[1]], 0)["loss"]
+    loss.backward()
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad}
+    return loss.item(), gradients, module.task_counts
+
+
+def compare(gradients, expected):
+    difference = max((gradients[n] - expected[n]).abs().max() for n in expected)
+    return float(difference / max(g.abs().max() for g in expected.values()))
+
+
+def test_gradients_are_those_of_one_process_with_the_global_batch(ranks, single):
+    loss, expected, _ = single
+    assert set(ranks[0]["right"]) == set(expected)
+    for rank in ranks:
+        assert compare(rank["right"], expected) < 1e-5
+        assert rank["right loss"].item() == pytest.approx(loss, rel=1e-5)
+    assert min(g.abs().max() for g in expected.values()) > 0
+
+
+def test_a_loss_scaled_by_the_world_size_is_wrong(ranks, single):
+    """The negative control."""
+    assert compare(ranks[0]["scaled"], single[1]) == pytest.approx(1, rel=1e-3)
+
+
+def test_every_rank_counts_the_tasks_of_all(ranks, single):
+    for rank in ranks:
+        assert torch.equal(rank["task_counts"], 2 * single[2])  # it took two steps
+    assert single[2].sum() == worker.NUM_ROWS + 1
+
+
+def test_evaluation_batches_of_both_ranks_hold_each_record_once(ranks, args):
+    found = build(args)[1].evaluation_sets["val"]
+    for side, records in enumerate((found.queries, found.candidates)):
+        parts = [[i for batch in rank["places"][side] for i in batch] for rank in ranks]
+        assert sorted(parts[0] + parts[1]) == list(range(len(records)))
+        assert all(parts)
+
+
+def test_training_batches_of_both_ranks_make_up_the_global_batch(ranks, args):
+    sampler = build([*args, "--data.batch_size=32"])[1].train_dataloader().sampler
+    pairs = zip(*(rank["batches"] for rank in ranks), strict=True)
+    assert [a + b for a, b in pairs] == list(sampler)
+
+
+def test_gathering_takes_ranks_of_different_length(ranks):
+    """Each rank's loss has factor (rank + 1), so the gradient of row i is (1 + 2) i."""
+    for number, rank in enumerate(ranks):
+        gathered, gradient, plain, rows = rank["gathered"]
+        assert gathered.tolist() == plain.tolist() == [0, 0, 1]
+        assert gradient.tolist() == ([0.0] if number == 0 else [3.0, 6.0])
+        assert rows == [0, 1]
+
+
+def test_a_real_fit_of_two_processes_is_that_of_one(root, tiny_backbone, tmp_path):
+    """Losses of every step, and validation, which one process repeats from the checkpoint."""
+    runs, arguments = {}, {}
+    for name, settings in (
+        ("two", ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]),
+        ("one", ["--data.batch_size=4"]),
+    ):
+        arguments[name] = write_recipe(tmp_path / name, root, tiny_backbone)
+        runs[name] = tmp_path / name / "tiny"
+        arguments[name] += settings
+    done = subprocess.run(
+        [sys.executable, "-m", "tracelib", "fit", *arguments["two"]],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    main(["fit", *arguments["one"]])
+    two, one = (read_metrics(runs[name] / "version_0") for name in ("two", "one"))
+    assert set(two) == set(one)
+    assert len(two["train/loss"]) == 6
+    for name in two:
+        if name.startswith("train/"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+    checkpoint = runs["two"] / "version_0" / "checkpoints" / "last.ckpt"
+    main(["validate", *arguments["one"], f"--ckpt_path={checkpoint}"])
+    again = read_metrics(runs["one"] / "version_1")
+    names = {name for name in again if "recall" in name or "think_rate" in name}
+    assert len(names) > 40
+    assert {name: again[name] for name in names} == {name: two[name][-1:] for name in names}
+
+
+def test_in_that_fit_a_rank_has_a_batch_without_pictures(root, tiny_backbone, tmp_path):
+    """What the test above rests on."""
+    data = build(write_recipe(tmp_path, root, tiny_backbone))[1].train_dataset
+    tasks = [q.task_id for q in data.queries]
+    drawn = [list(TaskBatchSampler(tasks, 2, "mixed", 0, rank, 2))[:3] for rank in (0, 1)]
+    batches = [data[rows] for part in drawn for rows in part]
+    pictures = [
+        any(inputs.pixel_values is not None for inputs in [*batch.query, batch.candidate])
+        for batch in batches
+    ]
+    assert set(pictures) == {True, False}

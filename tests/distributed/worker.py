@@ -1,0 +1,84 @@
+"""What one of several processes does in the gradient test; spawned, so it has a module of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.tiny import build
+from tracelib.data.datamodule import MBEIRDataModule
+from tracelib.distributed import average_over_ranks, gather_rows, gather_tensor, gather_with_grad
+from tracelib.module import RetrievalModule
+from tracelib.types import TrainBatch
+
+WORLD_SIZE = 2
+NUM_ROWS = 5
+"""Queries per rank."""
+
+
+class JointLoss(nn.Module):
+    """The module's training step as a forward, which is what DDP wraps."""
+
+    def __init__(self, module: RetrievalModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: TrainBatch) -> Tensor:
+        return self.module.training_step(batch, 0)["loss"]
+
+
+def make(args: list[str]) -> tuple[RetrievalModule, MBEIRDataModule, list[list[int]]]:
+    """Return a module, its data and the rows of each rank, who differ in all that may differ.
+
+    Rank 0 has no pictures, one hard negative and one known difficulty; rank 1 has pictures, a hard
+    negative per query, long rationales and all difficulties.
+    """
+    module, data = build(args)
+    torch.manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    queries = data.train_dataset.queries
+    assert isinstance(queries, list)
+    rows = [[i for i, q in enumerate(queries) if q.task_id == 1][:NUM_ROWS]]
+    rows.append([i for i, q in enumerate(queries) if q.task_id in (7, 8) and q.negative_ids])
+    rows[1] = rows[1][:NUM_ROWS]
+    for i in rows[0][1:]:
+        queries[i] = replace(queries[i], difficulty=None, negative_ids=())
+    return module.train(), data, rows
+
+
+import faulthandler
+def run(rank: int, args: list[str], folder: Path) -> None:
+    """Write to `folder` this rank's gradients of the loss, right and scaled, and what it gathers."""
+    torch.set_num_threads(1); faulthandler.dump_traceback_later(35)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD_SIZE
+    )
+    try:
+        module, data, rows = make(args)
+        model = DistributedDataParallel(JointLoss(module))
+        batch = data.train_dataset[rows[rank]]
+        found: dict[str, object] = {}
+        for name, scale in (("right", 1), ("scaled", WORLD_SIZE)):
+            model.zero_grad()
+            loss = model(batch) * scale
+            loss.backward()
+            found[name] = {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
+            found[f"{name} loss"] = average_over_ranks(loss.detach())
+        found["task_counts"] = module.task_counts
+        loaders = data.build_evaluation_loaders("val")
+        found["places"] = [[b.indices.tolist() for b in loader] for loader in loaders]
+        found["batches"] = list(data.train_dataloader().sampler)
+        local = torch.arange(rank + 1.0, requires_grad=True)
+        gathered = gather_with_grad(local)
+        ((rank + 1) * gathered * torch.arange(3.0)).sum().backward()
+        found["gathered"] = (gathered.detach(), local.grad, gather_tensor(local), gather_rows([rank]))
+        torch.save(found, folder / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
