@@ -20,7 +20,7 @@ from tracelib.data.datasets import (
 )
 from tracelib.data.instructions import PromptPolicy
 from tracelib.data.mbeir import MBEIRReader, check_positives
-from tracelib.data.sampler import TaskBatchSampler, TaskMixing, cluster_rivals
+from tracelib.data.sampler import TaskBatchSampler, TaskMixing
 from tracelib.distributed import get_rank, get_world_size
 from tracelib.prompts import Template
 from tracelib.types import Candidate, CandidateBatch, Query, QueryBatch, TrainBatch
@@ -41,8 +41,6 @@ class MBEIRDataModule(lightning.LightningDataModule):
         rationale: What is written before the embedding token in training: `none`, `teacher`
             (target-blind) or `oracle`.
         num_hard_negatives: Hard negatives per training query.
-        batch_rivals_together: Put a query and the one whose positive is its first hard negative in
-            one batch: hard in-batch negatives at no extra cost.
         task_mixing: Whether a training batch is drawn from one task or from all.
         query_template: Words of the query side.
         candidate_template: Words of the candidate side.
@@ -63,7 +61,6 @@ class MBEIRDataModule(lightning.LightningDataModule):
         eval_batch_size: int = 64,
         rationale: RationalePolicy = "teacher",
         num_hard_negatives: int = 0,
-        batch_rivals_together: bool = False,
         task_mixing: TaskMixing = "mixed",
         query_template: Template = Template(),
         candidate_template: Template = Template(),
@@ -78,7 +75,6 @@ class MBEIRDataModule(lightning.LightningDataModule):
         self.root, self.batch_size, self.eval_batch_size = Path(root), batch_size, eval_batch_size
         self.rationale, self.num_hard_negatives = rationale, num_hard_negatives
         self.task_mixing, self.prompt_policy = task_mixing, prompt_policy
-        self.batch_rivals_together = batch_rivals_together
         self.num_workers, self.seed = num_workers, seed
         self.reader = MBEIRReader(self.root)
         self.processor = ChatProcessor(backbone, emb_token, min_pixels, max_pixels)
@@ -119,15 +115,9 @@ class MBEIRDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """Return training batches."""
-        queries = self.train_dataset.queries
+        tasks = [q.task_id for q in self.train_dataset.queries]
         sampler = TaskBatchSampler(
-            [q.task_id for q in queries],
-            self.batch_size,
-            self.task_mixing,
-            self.seed,
-            get_rank(),
-            get_world_size(),
-            cluster_rivals(queries) if self.batch_rivals_together else None,
+            tasks, self.batch_size, self.task_mixing, self.seed, get_rank(), get_world_size()
         )
         return DataLoader(
             self.train_dataset,

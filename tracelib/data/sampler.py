@@ -8,21 +8,7 @@ from typing import Literal
 
 from torch.utils.data import Sampler
 
-from tracelib.types import Query
-
 TaskMixing = Literal["mixed", "one_task_per_batch"]
-
-
-def cluster_rivals(queries: Sequence[Query]) -> list[int]:
-    """Return a number per query that it shares with the query whose positive is its negative.
-
-    In one batch such rivals are each other's hard negatives, at no extra cost.
-    """
-    owners = {query.positive_ids[0]: index for index, query in enumerate(queries)}
-    return [
-        min([index, *(owners[i] for i in query.negative_ids[:1] if i in owners)])
-        for index, query in enumerate(queries)
-    ]
 
 
 class TaskBatchSampler(Sampler[list[int]]):
@@ -37,8 +23,6 @@ class TaskBatchSampler(Sampler[list[int]]):
         seed: Seed of the order.
         rank: This process's rank.
         world_size: Number of ranks.
-        clusters: A number per query; queries of one number are kept next to each other. None keeps
-            none together.
 
     Raises:
         ValueError: No global batch can be filled.
@@ -52,18 +36,14 @@ class TaskBatchSampler(Sampler[list[int]]):
         seed: int,
         rank: int,
         world_size: int,
-        clusters: Sequence[int] | None = None,
     ) -> None:
         self.seed, self.epoch, self.rank = seed, 0, rank
         self.batch_size, self.global_batch_size = batch_size, batch_size * world_size
-        groups: dict[int, dict[int, list[int]]] = {}
+        groups: dict[int, list[int]] = {}
         for index, task_id in enumerate(task_ids):
-            group = groups.setdefault(task_id if mixing == "one_task_per_batch" else 0, {})
-            group.setdefault(clusters[index] if clusters else index, []).append(index)
-        # Per task, the clusters that are shuffled as wholes.
-        self.groups = [list(groups[key].values()) for key in sorted(groups)]
-        sizes = [sum(map(len, group)) for group in self.groups]
-        self.num_batches = sum(size // self.global_batch_size for size in sizes)
+            groups.setdefault(task_id if mixing == "one_task_per_batch" else 0, []).append(index)
+        self.groups = [groups[key] for key in sorted(groups)]
+        self.num_batches = sum(len(group) // self.global_batch_size for group in self.groups)
         if not self.num_batches:
             raise ValueError(
                 f"{len(task_ids)} training queries, {mixing}, fill no global batch "
@@ -81,8 +61,7 @@ class TaskBatchSampler(Sampler[list[int]]):
         rng = Random(f"batches {self.seed} {self.epoch}")
         batches = []
         for group in self.groups:
-            shuffled = rng.sample(group, len(group))
-            order = [index for cluster in shuffled for index in cluster]
+            order = rng.sample(group, len(group))
             stop = len(order) - len(order) % self.global_batch_size
             batches += [
                 order[i : i + self.global_batch_size]
