@@ -71,7 +71,10 @@ def compute_reference(module, data, rows, masks=True):
     positives = [single.positive_ids[0].tolist() for single in singles]
     ids = [int(single.candidate_ids[0]) for single in singles]
     left_out = {
-        (i, j) for i in range(len(ids)) for j in range(len(ids)) if i != j and ids[j] in positives[i]
+        (i, j)
+        for i in range(len(ids))
+        for j in range(len(ids))
+        if i != j and ids[j] in positives[i]
     }
     assert left_out
     targets = torch.cat([output.lm_targets for output in [*queries, *candidates]]).tolist()
@@ -229,7 +232,9 @@ def test_a_checkpoint_of_another_backbone_is_refused(fitted, args, tiny_backbone
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     prints = [compute_fingerprint(str(folder)) for folder in (tiny_backbone, other)]
     place = f"--model.encoder.init_args.backbone={other}"
-    with pytest.raises(ValueError, match="trained on backbone {}, the recipe loads {}".format(*prints)):
+    with pytest.raises(
+        ValueError, match="trained on backbone {}, the recipe loads {}".format(*prints)
+    ):
         main(["validate", *args, place, f"--ckpt_path={find_checkpoint(run)}"])
 
 
@@ -238,7 +243,10 @@ def test_a_checkpoint_of_another_backbone_is_refused(fitted, args, tiny_backbone
     [
         ("--model.router_weight=0", r"lacks \[\] and has unexpected \['router"),
         ("--model.encoder.init_args.train_projector=false", r"lacks \[\] and has .*merger"),
-        ("--model.contrastive.init_args.learn_temperature=true", r"lacks \['contrastive.log_scale'"),
+        (
+            "--model.contrastive.init_args.learn_temperature=true",
+            r"lacks \['contrastive.log_scale'",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused(fitted, args, setting, complaint):

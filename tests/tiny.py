@@ -33,9 +33,7 @@ RECIPE: dict[str, Any] = {
         "devices": 1,
         "max_epochs": 2,
         "limit_train_batches": 3,
-        "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
-        "use_distributed_sampler": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "logger": {

@@ -22,8 +22,8 @@ _HELP = """usage: python -m tracelib {{fit,validate,test,predict,{verbs}}} [opti
 Train, evaluate and use reason-then-embed retrievers.
 
 a recipe, run by Lightning (options: python -m tracelib fit --help):
-  fit       train a recipe:                 python -m tracelib fit --config
-  configs/trace_scenes.yaml validate  embed and rank the val split
+  fit       train:  python -m tracelib fit --config configs/trace_scenes.yaml
+  validate  embed and rank the val split
   test      embed and rank the test split
   predict   embed the test split and write embeddings and rationales
 

@@ -52,6 +52,7 @@ from tracelib.retrieval.runs import (
 from tracelib.retrieval.tables import build_table, render_markdown
 
 GATES: tuple[Gate, ...] = (NeverGate(), AlwaysGate(), FirstTokenGate(), HeadGate(), TaskPriorGate())
+_TABLE_WIDTH = 118
 _TABLE_START, _TABLE_END = "<!-- table -->", "<!-- /table -->"
 
 
@@ -98,6 +99,7 @@ def evaluate(
         FileNotFoundError: No finished run is found.
     """
     console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
     newest = list(reversed(find_runs(runs_folder)))
     run = (
         run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def build_cli(args: list[str] | dict[str, Any] | None, run: bool) -> RecipeCLI:
         args: Arguments, or a recipe as a tree; None takes the process's own.
         run: Whether the arguments start with `fit`, `validate`, `test` or `predict`.
     """
+    # Lightning warns of arguments that come from Python; here they are meant to.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     return RecipeCLI(
         RetrievalModule,
         MBEIRDataModule,

@@ -174,7 +174,6 @@ class CandidateBatch:
     indices: Tensor
 
 
-
 def count_records(batch: TrainBatch | QueryBatch | CandidateBatch) -> int:
     """Return the queries or candidates of a batch, for Lightning's throughput monitor."""
     return len(batch.task_ids if isinstance(batch, TrainBatch) else batch.indices)

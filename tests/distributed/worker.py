@@ -1,7 +1,8 @@
-"""What one of several processes does in the gradient test; spawned, so it has a module of its own."""
+"""What one of several processes does; it is spawned, so it has a module of its own."""
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,32 +54,37 @@ def make(args: list[str]) -> tuple[RetrievalModule, MBEIRDataModule, list[list[i
     return module.train(), data, rows
 
 
-import faulthandler
+def measure(rank: int, args: list[str]) -> dict[str, object]:
+    """Return this rank's gradients, right and scaled, its batches, and what it gathers."""
+    module, data, rows = make(args)
+    model = DistributedDataParallel(JointLoss(module))
+    batch = data.train_dataset[rows[rank]]
+    found: dict[str, object] = {}
+    for name, scale in (("right", 1), ("scaled", WORLD_SIZE)):
+        model.zero_grad()
+        loss = model(batch) * scale
+        loss.backward()
+        found[name] = {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
+        found[f"{name} loss"] = average_over_ranks(loss.detach())
+    found["task_counts"] = module.task_counts
+    loaders = data.build_evaluation_loaders("val")
+    found["places"] = [[batch.indices.tolist() for batch in loader] for loader in loaders]
+    found["batches"] = list(data.train_dataloader().sampler)
+    local = torch.arange(rank + 1.0, requires_grad=True)
+    gathered = gather_with_grad(local)
+    ((rank + 1) * gathered * torch.arange(3.0)).sum().backward()
+    found["gathered"] = (gathered.detach(), local.grad, gather_tensor(local), gather_rows([rank]))
+    return found
+
+
 def run(rank: int, args: list[str], folder: Path) -> None:
-    """Write to `folder` this rank's gradients of the loss, right and scaled, and what it gathers."""
-    torch.set_num_threads(1); faulthandler.dump_traceback_later(35)
+    """Be one rank, and write to `folder` what it measures."""
+    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD_SIZE
     )
-    try:
-        module, data, rows = make(args)
-        model = DistributedDataParallel(JointLoss(module))
-        batch = data.train_dataset[rows[rank]]
-        found: dict[str, object] = {}
-        for name, scale in (("right", 1), ("scaled", WORLD_SIZE)):
-            model.zero_grad()
-            loss = model(batch) * scale
-            loss.backward()
-            found[name] = {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
-            found[f"{name} loss"] = average_over_ranks(loss.detach())
-        found["task_counts"] = module.task_counts
-        loaders = data.build_evaluation_loaders("val")
-        found["places"] = [[b.indices.tolist() for b in loader] for loader in loaders]
-        found["batches"] = list(data.train_dataloader().sampler)
-        local = torch.arange(rank + 1.0, requires_grad=True)
-        gathered = gather_with_grad(local)
-        ((rank + 1) * gathered * torch.arange(3.0)).sum().backward()
-        found["gathered"] = (gathered.detach(), local.grad, gather_tensor(local), gather_rows([rank]))
-        torch.save(found, folder / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    torch.save(measure(rank, args), folder / f"rank{rank}.pt")
+    # Nothing may use the group any longer, on either side, or its end can hang.
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()

@@ -83,6 +83,8 @@ def pretrain(
     )
     last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    # Measured here once more: a run that is resumed when it is over does not validate by itself.
+    trainer.validate(module, data, verbose=False)
     rates = {
         key: round(value.item(), 4)
         for key, value in trainer.callback_metrics.items()

@@ -11,19 +11,18 @@ from rich.table import Table
 
 from tracelib.retrieval.runs import ResultRow
 
-_CELLS: tuple[tuple[str, str, str, str], ...] = (
-    ("easy R@1", "local", "easy", "recall@1"),
-    ("easy R@5", "local", "easy", "recall@5"),
-    ("hard R@1", "local", "hard", "recall@1"),
-    ("hard R@5", "local", "hard", "recall@5"),
-    ("all R@1", "local", "all", "recall@1"),
-    ("all R@5", "local", "all", "recall@5"),
-    ("union R@5", "union", "all", "recall@5"),
-    ("easy think", "local", "easy", "think_rate"),
-    ("hard think", "local", "hard", "think_rate"),
-    ("tokens/query", "local", "all", "tokens_per_query"),
-    ("queries/s", "local", "all", "queries_per_second"),
-)
+_Cell = tuple[str, str, str]
+_RECALLS = ("recall@1", "recall@5")
+_COLUMNS: dict[str, tuple[_Cell, ...]] = {
+    "easy R@1, 5": tuple(("local", "easy", recall) for recall in _RECALLS),
+    "hard R@1, 5": tuple(("local", "hard", recall) for recall in _RECALLS),
+    "all R@1, 5": tuple(("local", "all", recall) for recall in _RECALLS),
+    "union R@5": (("union", "all", "recall@5"),),
+    "think easy, hard": tuple(("local", subset, "think_rate") for subset in ("easy", "hard")),
+    "tokens/query": (("local", "all", "tokens_per_query"),),
+    "queries/s": (("local", "all", "queries_per_second"),),
+}
+"""Per heading the (pool, subset, metric) of its numbers."""
 
 
 def build_table(rows: Sequence[ResultRow], style: box.Box = box.ROUNDED) -> Table:
@@ -35,14 +34,14 @@ def build_table(rows: Sequence[ResultRow], style: box.Box = box.ROUNDED) -> Tabl
         (r.run, r.gate, r.pool, r.subset, r.metric): r.value for r in rows if r.column == "all"
     }
     table = Table("run", "gate", box=style)
-    for heading, *_ in _CELLS:
-        table.add_column(heading, justify="right")
+    for heading in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for run, gate in dict.fromkeys((row.run, row.gate) for row in rows):
-        found = [
-            (metric, values.get((run, gate, pool, subset, metric)))
-            for _, pool, subset, metric in _CELLS
+        texts = [
+            ", ".join(_format_number(cell[2], values.get((run, gate, *cell))) for cell in cells)
+            for cells in _COLUMNS.values()
         ]
-        table.add_row(run, gate, *(_format_cell(metric, value) for metric, value in found))
+        table.add_row(run, gate, *texts)
     return table
 
 
@@ -53,7 +52,7 @@ def render_markdown(rows: Sequence[ResultRow]) -> str:
     return "\n".join(line.strip() for line in buffer.getvalue().splitlines() if line.strip()) + "\n"
 
 
-def _format_cell(metric: str, value: float | None) -> str:
+def _format_number(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
     if metric == "queries_per_second":
