@@ -52,7 +52,7 @@ from tracelib.retrieval.runs import (
 from tracelib.retrieval.tables import build_table, render_markdown
 
 GATES: tuple[Gate, ...] = (NeverGate(), AlwaysGate(), FirstTokenGate(), HeadGate(), TaskPriorGate())
-_TABLE_WIDTH = 118
+_TABLE_WIDTH = 136
 _TABLE_START, _TABLE_END = "<!-- table -->", "<!-- /table -->"
 
 

@@ -27,6 +27,14 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer_thread():
+    """Training a tokenizer on several threads takes minutes where other work keeps them waiting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        yield
+
+
 @pytest.fixture(scope="module")
 def processor(tiny_backbone):
     return ChatProcessor(tiny_backbone, END)

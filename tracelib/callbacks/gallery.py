@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
@@ -37,7 +38,7 @@ def choose_queries(
 
     Args:
         facts: The queries' columns and difficulty.
-        is_failure: `[Q]` whether a query's positives were missed.
+        is_failure: `[Q]` whether no positive came first.
         places: Queries to choose from.
         num_queries: Size of the sample; fewer where `places` are fewer.
         seed: The same seed and the same failures give the same sample.
@@ -68,7 +69,8 @@ def choose_queries(
 class Gallery(Callback):
     """Draws sampled queries with their rationales and results, for TensorBoard's Images and Text.
 
-    Needs a `RetrievalEvaluation` before it, and a `TensorBoardLogger`.
+    Needs a `RetrievalEvaluation` before it, and a `TensorBoardLogger`, in whose run the pictures of
+    the latest evaluation also lie as gallery/<split>-<number>.png.
 
     Args:
         num_queries: Queries drawn after each evaluation, four to a sheet; 0 draws none.
@@ -108,14 +110,17 @@ class Gallery(Callback):
         assert isinstance(data, MBEIRDataModule)
         evaluation, writer = get_latest_evaluation(trainer), trainer.logger.experiment
         facts, places = evaluation.facts, evaluation.rankings["local"].places
-        is_failure = hit_at_k(places, facts.positives, self.top_k) == 0
+        is_failure = hit_at_k(places, facts.positives, 1) == 0
+        folder = Path(trainer.logger.log_dir) / "gallery"
+        folder.mkdir(parents=True, exist_ok=True)
         everyone = range(len(facts.columns))
         chosen = choose_queries(facts, is_failure, everyone, self.num_queries, self.seed)
         panels = [build_panel(evaluation, i, self.top_k, data) for i in chosen]
         for number, start in enumerate(range(0, len(panels), _PANELS_PER_SHEET), start=1):
-            sheet = np.asarray(compose_sheet(panels[start : start + _PANELS_PER_SHEET]))
+            sheet = compose_sheet(panels[start : start + _PANELS_PER_SHEET])
+            sheet.save(folder / f"{split}-{number}.png")
             tag = f"gallery/{split}/{number}"
-            writer.add_image(tag, sheet, trainer.global_step, dataformats="HWC")
+            writer.add_image(tag, np.asarray(sheet), trainer.global_step, dataformats="HWC")
         # Queries of unknown difficulty count as hard when they thought.
         is_hard = (facts.difficulty == 1) | ((facts.difficulty < 0) & evaluation.thoughts.thinks)
         hard = is_hard.nonzero().flatten().tolist()
