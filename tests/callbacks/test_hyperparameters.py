@@ -22,7 +22,7 @@ def test_hyperparameters_are_those_of_the_objects(fit):
         "lora_rank": 16,
         "read_offset": -1,
         "batch_size": 8,
-        "max_steps": 4,
+        "num_steps": 4,
         "learning_rate": 0.002,
         "seed": 0,
     }

@@ -33,7 +33,7 @@ def collect_hyperparameters(
         "lora_rank": next(lora_ranks, 0),
         "read_offset": module.encoder.read_offset,
         "batch_size": data.batch_size,
-        "max_steps": trainer.max_steps,
+        "num_steps": int(trainer.estimated_stepping_batches),
         "learning_rate": trainer.optimizers[0].param_groups[0]["initial_lr"],
         "seed": data.seed,
     }
