@@ -31,6 +31,7 @@ def small_recipe(tiny_backbone, tiny_scenes) -> list[str]:
         "data.root": tiny_scenes,
         "data.num_workers": 0,
         "data.batch_size": 8,
+        "data.task_mixing": "mixed",
         "model.encoder.init_args.backbone": tiny_backbone,
         "model.gate": "tracelib.models.router.HeadGate",
         "model.max_rationale_tokens": 4,
