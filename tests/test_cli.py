@@ -3,9 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from tracelib.retrieval.runs import read_results
 
 COLUMNS = [f"scenes_task{task}" for task in range(NUM_TASKS) if task != 5]
 GATES = ["never", "always", "first_token", "head", "task_prior"]
-KEEP_ALL = "--trainer.callbacks.save_top_k=-1"
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +91,7 @@ def test_help_of_a_verb_explains_its_options(verb, capsys):
     assert stop.value.code == 0
     expected = {"scenes": "--num_train", "pretrain": "--warmup_steps", "evaluate": "--against"}
     assert expected.get(verb, "--data.rationale") in text
-    assert f"{verb} [-h]" in text
-
-
-def test_the_package_runs_as_a_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "tracelib", "--help"],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("usage: python -m tracelib {fit,")
+    assert text.startswith("usage: python -m tracelib ")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +136,9 @@ def test_fit_leaves_recipe_metrics_and_checkpoint(run, folder):
     assert len(logged["train/loss"]) == 6
     assert len(logged["val/local/mean_recall"]) == 2
     for pool in ("local", "union"):
-        names = {f"val/{pool}/{column}/recall@{k}" for column in COLUMNS for k in (1, 5, 10, 20, 50)}
+        names = {
+            f"val/{pool}/{column}/recall@{k}" for column in COLUMNS for k in (1, 5, 10, 20, 50)
+        }
         assert names <= set(logged)
         column_means = [logged[f"val/{pool}/{column}/recall@5"][1] for column in COLUMNS]
         mean = sum(column_means) / len(COLUMNS)
@@ -168,7 +155,9 @@ def test_two_fits_with_one_seed_are_bit_identical(run, make_args, tmp_path):
     main(["fit", *args])
     again = tmp_path / "tiny" / "version_0"
     assert drop_times(read_metrics(again)) == drop_times(read_metrics(run))
-    weights = [torch.load(find_checkpoint(r), weights_only=True)["state_dict"] for r in (again, run)]
+    weights = [
+        torch.load(find_checkpoint(r), weights_only=True)["state_dict"] for r in (again, run)
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     main(["fit", *args, "--seed_everything=1"])  # the control
     other = read_metrics(tmp_path / "tiny" / "version_1")
@@ -219,7 +208,9 @@ def test_predict_embeds_the_test_split(args, run, tmp_path):
     options = [f"--trainer.callbacks+={json.dumps(callback)}", "--return_predictions=false"]
     main(["predict", *args, *options, f"--ckpt_path={find_checkpoint(run)}"])
     counts = {
-        side: sum(len(path.read_text().splitlines()) for path in tmp_path.glob(f"out/{side}*.jsonl"))
+        side: sum(
+            len(path.read_text().splitlines()) for path in tmp_path.glob(f"out/{side}*.jsonl")
+        )
         for side in ("queries", "candidates")
     }
     assert counts == {"queries": 32, "candidates": 64}

@@ -305,3 +305,8 @@ def test_an_overfit_run_finds_every_target(root, tiny_backbone, tmp_path):
     assert logged["val/local/mean_recall"] == [1.0]
     assert logged["val/think_rate/all"] == [0.0]
     assert logged["train/loss"][-1] < 0.1 * logged["train/loss"][0]
+
+
+def test_a_head_gate_without_router_is_refused(args):
+    with pytest.raises(ValueError, match=r"HeadGate, but model\.router_weight 0"):
+        build([*args, "--model.gate=tracelib.models.router.HeadGate", "--model.router_weight=0"])

@@ -41,7 +41,9 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     if words and words[0] in VERBS:
         prog = f"python -m tracelib {words[0]}"
-        auto_cli(VERBS[words[0]], args=words[1:], as_positional=False, prog=prog)
+        auto_cli(
+            VERBS[words[0]], args=words[1:], as_positional=False, allow_abbrev=False, prog=prog
+        )
     elif not words or words[0] in ("-h", "--help"):
         lines = "\n".join(
             f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()

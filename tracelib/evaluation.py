@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import (
     MofNCompleteColumn,
@@ -33,7 +32,7 @@ from tracelib.models.router import (
     TaskPriorGate,
 )
 from tracelib.module import RetrievalModule
-from tracelib.recipe import find_runs, load_run
+from tracelib.recipe import find_runs, load_run, read_recipe
 from tracelib.retrieval.evaluation import (
     QueryFacts,
     Ranking,
@@ -58,19 +57,13 @@ _TABLE_START, _TABLE_END = "<!-- table -->", "<!-- /table -->"
 
 @dataclass(frozen=True)
 class _LoadedRun:
-    """A fitted run, ready to embed."""
+    """A fitted run, ready to embed, and what it is called in tables."""
 
+    name: str
     folder: Path
     module: RetrievalModule
     data: MBEIRDataModule
     config: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Recipe name: the folder above `version_N`."""
-        return (
-            self.folder.parent.name if self.folder.name.startswith("version_") else self.folder.name
-        )
 
 
 def evaluate(
@@ -83,8 +76,9 @@ def evaluate(
     """Evaluate a fitted run under every gate, beside another run, and print one table.
 
     The gates are never, always, first_token, head and task_prior; a run trained without rationales
-    has never alone. Writes results.json (provenance and tidy rows), results.tsv, table.md and run
-    files to RUN/evaluation/. Queries/s is the time of embedding the queries, without reading files.
+    has never alone, one without a router no head. Writes results.json (provenance and tidy
+    rows), results.tsv, table.md and run files to RUN/evaluation/. Queries/s is the time of
+    embedding the queries, without reading files.
 
     Args:
         run: Folder of the run, which holds config.yaml; default is the newest run that was trained
@@ -113,7 +107,8 @@ def evaluate(
     against = against or next(
         (path for path in newest if _is_thinking(path) != _is_thinking(run)), None
     )
-    runs = [_load(path) for path in (run, against) if path is not None]
+    folders = [path for path in (run, against) if path is not None]
+    runs = [_load(*pair) for pair in zip(_name_runs(folders), folders, strict=True)]
     rows = [
         row
         for loaded in runs
@@ -144,15 +139,23 @@ def evaluate(
 
 def _is_thinking(folder: Path) -> bool:
     """Whether the recipe of a run was trained on rationales."""
-    return bool(OmegaConf.load(folder / "config.yaml").data.rationale != "none")
+    return bool(read_recipe(folder)["data"]["rationale"] != "none")
 
 
-def _load(folder: Path) -> _LoadedRun:
+def _name_runs(folders: list[Path]) -> list[str]:
+    """Return recipe names, the folders above `version_N`; with N where two runs share one."""
+    names = [f.parent.name if f.name.startswith("version_") else f.name for f in folders]
+    if len(set(names)) < len(names):
+        return [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    return names
+
+
+def _load(name: str, folder: Path) -> _LoadedRun:
     module, data, config = load_run(folder)
     data.setup("validate")
     data.setup("test")
     return _LoadedRun(
-        folder, module.to("cuda" if torch.cuda.is_available() else "cpu"), data, config
+        name, folder, module.to("cuda" if torch.cuda.is_available() else "cpu"), data, config
     )
 
 
@@ -164,6 +167,8 @@ def _evaluate_run(
     found = loaded.data.evaluation_sets[split]
     query_loader, candidate_loader = loaded.data.build_evaluation_loaders(split)
     gates = GATES if _is_thinking(loaded.folder) else (NeverGate(),)
+    if loaded.module.router is None:
+        gates = tuple(gate for gate in gates if not isinstance(gate, HeadGate))
     facts = build_facts(found)
     collectors = {gate.name: EmbeddingCollector() for gate in gates}
     columns = (

@@ -26,7 +26,7 @@ from tracelib.losses.language_modeling import compute_lm_loss
 from tracelib.losses.routing import compute_router_loss
 from tracelib.models.encoder import Encoder, EncoderOutput
 from tracelib.models.engine import EngineOutput, ReasoningEngine
-from tracelib.models.router import NUM_TASKS, DifficultyRouter, FirstTokenGate, Gate
+from tracelib.models.router import NUM_TASKS, DifficultyRouter, FirstTokenGate, Gate, HeadGate
 from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
 
 
@@ -51,6 +51,9 @@ class RetrievalModule(LightningModule):
             appended and are counted.
         warmup_fraction: Share of all steps with linear warm-up, 0 .. 1; a cosine decays to zero
             after it.
+
+    Raises:
+        ValueError: The gate asks the router and there is none.
 
     References:
         TRACE, arXiv 2603.02929, section 3.3 and table 8.
@@ -81,6 +84,8 @@ class RetrievalModule(LightningModule):
             if router_weight > 0
             else None
         )
+        if self.router is None and isinstance(self.gate, HeadGate):
+            raise ValueError("the gate is HeadGate, but model.router_weight 0 builds no router")
         self.engine = ReasoningEngine(encoder, self.router, max_rationale_tokens)
         # Easy and hard training queries seen per task: what the task_prior gate knows.
         self.register_buffer("task_counts", torch.zeros(NUM_TASKS, 2))

@@ -13,6 +13,9 @@ from omegaconf import OmegaConf
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.module import RetrievalModule
 
+_EXACT = {"allow_abbrev": False}
+"""A key that is cut short is misspelt, not understood."""
+
 
 class RecipeCLI(LightningCLI):
     """Lightning's command line over `RetrievalModule` and `MBEIRDataModule`."""
@@ -42,7 +45,12 @@ def build_cli(args: list[str] | dict[str, Any] | None, run: bool) -> RecipeCLI:
         auto_configure_optimizers=False,
         # Batches know the ranks already, and a sanity check would rank half a pool.
         trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
-        parser_kwargs={"parser_mode": "omegaconf"},
+        parser_kwargs={
+            "parser_mode": "omegaconf",
+            "prog": "python -m tracelib",
+            **_EXACT,
+            **dict.fromkeys(("fit", "validate", "test", "predict"), _EXACT),
+        },
         save_config_kwargs={"overwrite": True},
         save_config_callback=SaveConfigCallback if run else None,
     )
@@ -63,6 +71,21 @@ def find_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"
 
 
+def read_recipe(run: Path) -> dict[str, Any]:
+    """Return the recipe of a fitted run.
+
+    Raises:
+        FileNotFoundError: The folder holds no recipe or no checkpoint.
+    """
+    for path in (run / "config.yaml", find_checkpoint(run)):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{run} is no finished run: {path.name} is missing (fit a recipe first)"
+            )
+    recipe: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))  # type: ignore[assignment]
+    return recipe
+
+
 def load_run(run: Path) -> tuple[RetrievalModule, MBEIRDataModule, dict[str, Any]]:
     """Load a fitted run: its module with the last checkpoint, its data module, and its recipe.
 
@@ -70,19 +93,13 @@ def load_run(run: Path) -> tuple[RetrievalModule, MBEIRDataModule, dict[str, Any
         FileNotFoundError: The folder holds no recipe or no checkpoint.
         ValueError: The checkpoint belongs to another backbone or recipe.
     """
-    config, checkpoint_path = run / "config.yaml", find_checkpoint(run)
-    for path in (config, checkpoint_path):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{run} is no finished run: {path.name} is missing (fit a recipe first)"
-            )
-    recipe: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(config))  # type: ignore[assignment]
+    recipe = read_recipe(run)
     # The trainer of the saved recipe may ask for devices that are not here, and is not needed.
     cli = build_cli({"model": recipe["model"], "data": recipe["data"]}, run=False)
     module, data = cli.model, cli.datamodule
     assert isinstance(module, RetrievalModule)
     assert isinstance(data, MBEIRDataModule)
-    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(find_checkpoint(run), map_location="cpu", weights_only=True)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     return module.eval(), data, recipe

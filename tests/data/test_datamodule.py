@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -19,8 +20,8 @@ def shared_root(tiny_scenes, tmp_path_factory):
 
 @pytest.fixture
 def root(shared_root, tmp_path):
-    """A copy of the tree to break."""
-    return shutil.copytree(shared_root, tmp_path / "scenes")
+    """A copy of the tree to break, of links: write no file through."""
+    return shutil.copytree(shared_root, tmp_path / "scenes", copy_function=os.link)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         if stage == "fit":
             queries = self.reader.read_queries("train", prompt_policy="random", seed=self.seed)
             pool = self.reader.read_union_pool("train")
-            check_positives(queries, pool, self.root)
+            check_positives(queries, pool, self.root, self.num_hard_negatives)
             by_id = {candidate.candidate_id: candidate for candidate in pool}
             self.train_dataset = TrainDataset(
                 queries, by_id, self.renderer, self.rationale, self.num_hard_negatives

@@ -35,21 +35,31 @@ def headline_k(column: str) -> int:
 
 
 def check_positives(
-    queries: Iterable[Query], pool: Iterable[Candidate], source: str | Path
+    queries: Iterable[Query],
+    pool: Iterable[Candidate],
+    source: str | Path,
+    num_hard_negatives: int = 0,
 ) -> None:
-    """Check that every positive of train queries is a candidate of the train pool.
+    """Check that the positives of train queries, and the negatives used, are in the train pool.
 
     Not for val and test: some of their positives lie in the pools of other columns by design.
 
+    Args:
+        queries: Train queries.
+        pool: Train pool.
+        source: Where the pool came from, for the message.
+        num_hard_negatives: Hard negatives per query that will be used.
+
     Raises:
-        DataError: One is not; `source` says in the message where the pool came from.
+        DataError: One is not.
     """
     known = {candidate.candidate_id for candidate in pool}
     for query in queries:
-        for candidate_id in query.positive_ids:
+        for candidate_id in (*query.positive_ids, *query.negative_ids[:num_hard_negatives]):
             if candidate_id not in known:
+                role = "positive" if candidate_id in query.positive_ids else "hard negative"
                 raise DataError(
-                    f"{source}: no candidate {candidate_id!r}, a positive of query "
+                    f"{source}: no candidate {candidate_id!r}, a {role} of query "
                     f"{query.query_id!r} ({query.column}); add it to this pool or drop the query"
                 )
 

@@ -34,7 +34,8 @@ class DifficultyRouter(nn.Module):
     def forward(self, prompt_state: Tensor) -> Tensor:
         """Return logits `[B]` of states `[B, D]`."""
         state = prompt_state.detach() if self.stop_gradient else prompt_state
-        logits: Tensor = self.layers(state.float()).squeeze(-1)
+        weights = next(self.layers.parameters())
+        logits: Tensor = self.layers(state.to(weights.dtype)).squeeze(-1).float()
         return logits
 
 
