@@ -164,10 +164,12 @@ def test_two_fits_with_one_seed_are_bit_identical(run, make_args, tmp_path):
     assert other["train/loss"] != read_metrics(run)["train/loss"]
 
 
-def test_a_resumed_run_ends_as_the_uninterrupted_one(run, make_args, tmp_path):
-    """From the checkpoint of the first epoch, in a fresh folder."""
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(run, make_args, tmp_path, num_workers):
+    """From the checkpoint of the first epoch, in a fresh folder; workers fetch ahead."""
     middle = run / "checkpoints" / "epoch=0-step=3.ckpt"
-    main(["fit", *make_args(tmp_path), f"--ckpt_path={middle}"])
+    settings = [f"--ckpt_path={middle}", f"--data.num_workers={num_workers}"]
+    main(["fit", *make_args(tmp_path), *settings])
     resumed = tmp_path / "tiny" / "version_0"
     logged, expected = read_metrics(resumed), read_metrics(run)
     assert logged["train/loss"] == expected["train/loss"][3:]

@@ -44,7 +44,12 @@ def build_cli(args: list[str] | dict[str, Any] | None, run: bool) -> RecipeCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         # Batches know the ranks already, and a sanity check would rank half a pool.
-        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+        # Loaders are made anew every epoch, so that a resumed run draws its epoch's batches.
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "reload_dataloaders_every_n_epochs": 1,
+        },
         parser_kwargs={
             "parser_mode": "omegaconf",
             "prog": "python -m tracelib",

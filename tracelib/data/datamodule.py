@@ -114,17 +114,27 @@ class MBEIRDataModule(lightning.LightningDataModule):
         return EvaluationSet(queries, candidates, pools)
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """Return training batches."""
+        """Return the training batches of the trainer's current epoch.
+
+        Workers draw the first batches before Lightning names the epoch to the sampler, so a resumed
+        run needs a loader made after its epoch is known.
+
+        Raises:
+            ValueError: The trainer does not make loaders anew every epoch.
+        """
         tasks = [q.task_id for q in self.train_dataset.queries]
         sampler = TaskBatchSampler(
             tasks, self.batch_size, self.task_mixing, self.seed, get_rank(), get_world_size()
         )
+        if self.trainer is not None:
+            if (reload := self.trainer.reload_dataloaders_every_n_epochs) != 1:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"trainer.reload_dataloaders_every_n_epochs is {reload}, must be 1: a resumed "
+                    "run would repeat an epoch's batches"
+                )
+            sampler.set_epoch(self.trainer.current_epoch)
         return DataLoader(
-            self.train_dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            self.train_dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers
         )
 
     def val_dataloader(self) -> list[DataLoader[QueryBatch] | DataLoader[CandidateBatch]]:
