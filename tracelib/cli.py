@@ -17,6 +17,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     verb.__name__: verb for verb in (scenes, pretrain, evaluate)
 }
 
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _HELP = """usage: python -m tracelib {{fit,validate,test,predict,{verbs}}} [options]
 
 Train, evaluate and use reason-then-embed retrievers.
@@ -49,5 +50,8 @@ def main(args: list[str] | None = None) -> None:
             f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()
         )
         sys.stdout.write(_HELP.format(verbs=",".join(VERBS), lines=lines))
-    else:
+    elif words[0].startswith("-") or words[0] in _SUBCOMMANDS:
         build_cli(args, run=True)
+    else:
+        known = ", ".join((*_SUBCOMMANDS, *VERBS))
+        sys.exit(f"tracelib: no verb {words[0]!r}; there are {known}")

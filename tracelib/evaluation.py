@@ -77,8 +77,8 @@ def evaluate(
 
     The gates are never, always, first_token, head and task_prior; a run trained without rationales
     has never alone, one without a router no head. Writes results.json (provenance and tidy
-    rows), results.tsv, table.md and run files to RUN/evaluation/. Queries/s is the time of
-    embedding the queries, without reading files.
+    rows), results.tsv, table.md and run files to RUN/evaluation/, or RUN/evaluation_val/.
+    Queries/s is the time of embedding the queries, without reading files.
 
     Args:
         run: Folder of the run, which holds config.yaml; default is the newest run that was trained
@@ -91,6 +91,7 @@ def evaluate(
 
     Raises:
         FileNotFoundError: No finished run is found.
+        ValueError: The two runs are of different data.
     """
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
@@ -104,20 +105,17 @@ def evaluate(
         raise FileNotFoundError(
             f"{runs_folder} holds no finished run: fit one (make quickstart) or name one (--run)"
         )
-    against = against or next(
-        (path for path in newest if _is_thinking(path) != _is_thinking(run)), None
-    )
+    against = against or next((path for path in newest if _is_counterpart(path, run)), None)
     folders = [path for path in (run, against) if path is not None]
     runs = [_load(*pair) for pair in zip(_name_runs(folders), folders, strict=True)]
-    rows = [
-        row
-        for loaded in runs
-        for row in _evaluate_run(loaded, split, runs[0].folder / "evaluation", console)
-    ]
-    folder = runs[0].folder / "evaluation"
-    provenance = collect_provenance(
+    folder = runs[0].folder / ("evaluation" if split == "test" else f"evaluation_{split}")
+    hashes = [loaded.data.reader.file_hashes(split) for loaded in runs]
+    if hashes[0] != hashes[-1]:
+        raise ValueError(f"{run} and {against} were not fitted on the same data; name another run")
+    rows = [row for loaded in runs for row in _evaluate_run(loaded, split, folder, console)]
+    provenance = {"split": split} | collect_provenance(
         config={loaded.name: loaded.config for loaded in runs},
-        data_hashes=runs[0].data.reader.file_hashes(split),
+        data_hashes=hashes[0],
         prompt_policy=runs[0].data.prompt_policy,
         dtype=str(runs[0].module.encoder.dtype),
     )
@@ -133,13 +131,21 @@ def evaluate(
         _replace_table(table_in, render_markdown(rows))
     console.print(build_table(rows))
     console.print(
-        f"means over columns, local pools unless it says union; all numbers are in {folder}"
+        f"{split} split, means over columns, local pools unless it says union; written to {folder}"
     )
 
 
 def _is_thinking(folder: Path) -> bool:
     """Whether the recipe of a run was trained on rationales."""
     return bool(read_recipe(folder)["data"]["rationale"] != "none")
+
+
+def _is_counterpart(path: Path, run: Path) -> bool:
+    """Whether one of two runs on the same data and backbone thinks and the other does not."""
+    ours, theirs = read_recipe(run), read_recipe(path)
+    backbones = [r["model"]["encoder"]["init_args"].get("backbone") for r in (ours, theirs)]
+    same_data = ours["data"]["root"] == theirs["data"]["root"]
+    return same_data and backbones[0] == backbones[1] and _is_thinking(path) != _is_thinking(run)
 
 
 def _name_runs(folders: list[Path]) -> list[str]:

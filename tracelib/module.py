@@ -26,7 +26,13 @@ from tracelib.losses.language_modeling import compute_lm_loss
 from tracelib.losses.routing import compute_router_loss
 from tracelib.models.encoder import Encoder, EncoderOutput
 from tracelib.models.engine import EngineOutput, ReasoningEngine
-from tracelib.models.router import NUM_TASKS, DifficultyRouter, FirstTokenGate, Gate, HeadGate
+from tracelib.models.router import (
+    NUM_TASKS,
+    DifficultyRouter,
+    FirstTokenGate,
+    Gate,
+    HeadGate,
+)
 from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
 
 
@@ -53,7 +59,8 @@ class RetrievalModule(LightningModule):
             after it.
 
     Raises:
-        ValueError: The gate asks the router and there is none.
+        ValueError: A weight or `warmup_fraction` is out of its range, or the gate asks the router
+            and there is none.
 
     References:
         TRACE, arXiv 2603.02929, section 3.3 and table 8.
@@ -75,6 +82,15 @@ class RetrievalModule(LightningModule):
         warmup_fraction: float = 0.03,
     ) -> None:
         super().__init__()
+        for name, weight in (
+            ("contrastive", contrastive_weight),
+            ("lm", lm_weight),
+            ("router", router_weight),
+        ):
+            if weight < 0:
+                raise ValueError(f"{name}_weight is {weight}, must be >= 0 (model.{name}_weight)")
+        if not 0 <= warmup_fraction <= 1:
+            raise ValueError(f"warmup_fraction is {warmup_fraction}, allowed 0 .. 1 (model)")
         self.encoder, self.optimizer, self.contrastive = encoder, optimizer, contrastive
         self.gate: Gate = gate or FirstTokenGate()
         self.contrastive_weight, self.lm_weight = contrastive_weight, lm_weight
@@ -88,7 +104,7 @@ class RetrievalModule(LightningModule):
             raise ValueError("the gate is HeadGate, but model.router_weight 0 builds no router")
         self.engine = ReasoningEngine(encoder, self.router, max_rationale_tokens)
         # Easy and hard training queries seen per task: what the task_prior gate knows.
-        self.register_buffer("task_counts", torch.zeros(NUM_TASKS, 2))
+        self.register_buffer("task_counts", torch.zeros(NUM_TASKS, 2, dtype=torch.long))
         # Checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing.
         self.strict_loading = False
 

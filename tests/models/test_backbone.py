@@ -137,3 +137,15 @@ def test_fingerprint_changes_with_a_weight_or_the_configuration(backbone):
     (backbone / "config.json").write_text(json.dumps(config))
     prints.append(compute_fingerprint(str(backbone)))
     assert len(set(prints)) == 3
+
+
+def test_a_configuration_of_the_hubs_form_loads(tiny_backbone, tmp_path):
+    """The hub's Qwen2.5-VL says only at the top whether embeddings are tied."""
+    folder = tmp_path / "backbone"
+    shutil.copytree(tiny_backbone, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"].pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    model, _ = load_backbone(str(folder), "<|emb|>", LoRA(2, 4), True, "float32", False)
+    rows = [n for n, p in model.named_parameters() if p.requires_grad and "token" in n]
+    assert len(rows) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,17 @@ from tracelib.types import CandidateBatch, QueryBatch
 
 
 def build_facts(evaluation_set: EvaluationSet) -> QueryFacts:
-    """Return what is known of a split's queries, with positives as places in the union pool."""
+    """Return what is known of a split's queries, with positives as places in the union pool.
+
+    Raises:
+        ValueError: A candidate is in two pools.
+    """
     places = {c.candidate_id: i for i, c in enumerate(evaluation_set.candidates)}
+    if len(places) < len(evaluation_set.candidates):
+        ids = Counter(c.candidate_id for c in evaluation_set.candidates)
+        raise ValueError(
+            f"candidate {ids.most_common(1)[0][0]!r} is in two pools (cand_pool/local)"
+        )
     return QueryFacts(
         columns=[q.column for q in evaluation_set.queries],
         positives=[
@@ -55,7 +65,7 @@ class EmbeddingCollector:
         """Keep a batch of queries."""
         self.queries += zip(
             batch.indices.tolist(),
-            output.embeddings.cpu(),
+            map(torch.clone, output.embeddings.cpu()),  # a view would keep its whole batch
             output.thinks.tolist(),
             output.think_probability.tolist(),
             output.rationale_token_ids,
@@ -65,7 +75,9 @@ class EmbeddingCollector:
 
     def add_candidates(self, batch: CandidateBatch, embeddings: Tensor) -> None:
         """Keep a batch of candidates."""
-        self.candidates += zip(batch.indices.tolist(), embeddings.cpu(), strict=True)
+        self.candidates += zip(
+            batch.indices.tolist(), map(torch.clone, embeddings.cpu()), strict=True
+        )
 
     def collect(self, num_queries: int, num_candidates: int) -> tuple[Thoughts, Tensor]:
         """Return all queries and the candidates' embeddings `[C, D]` of all ranks.

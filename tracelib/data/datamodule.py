@@ -50,6 +50,10 @@ class MBEIRDataModule(lightning.LightningDataModule):
         max_pixels: Largest picture after resizing; null keeps the backbone's.
         num_workers: Worker processes per loader.
         seed: Seed of batches and training prompts.
+
+    Raises:
+        FileNotFoundError: `root` is no folder.
+        ValueError: A size is out of its range.
     """
 
     def __init__(
@@ -72,6 +76,15 @@ class MBEIRDataModule(lightning.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}, must be at least 1 (data.{name})")
+        if num_hard_negatives < 0:
+            raise ValueError(f"num_hard_negatives is {num_hard_negatives}, must be >= 0 (data)")
+        if not Path(root).is_dir():
+            raise FileNotFoundError(
+                f"data.root {str(root)!r} is no folder (make scenes writes data/scenes)"
+            )
         self.root, self.batch_size, self.eval_batch_size = Path(root), batch_size, eval_batch_size
         self.rationale, self.num_hard_negatives = rationale, num_hard_negatives
         self.task_mixing, self.prompt_policy = task_mixing, prompt_policy
@@ -87,6 +100,8 @@ class MBEIRDataModule(lightning.LightningDataModule):
             max_text_tokens,
         )
         self.evaluation_sets: dict[str, EvaluationSet] = {}
+        # More ranks than evaluation batches leave some ranks without any.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def setup(self, stage: str) -> None:
         """Read the splits a stage needs."""

@@ -134,7 +134,7 @@ def _mark_trained(
     else:
         # With tied embeddings peft wraps the head too, so one trained row serves both.
         rows = {"embed_tokens": [emb_token_id]}
-        if not model.config.get_text_config().tie_word_embeddings:
+        if not model.config.tie_word_embeddings:
             rows["lm_head"] = [emb_token_id]
         config = LoraConfig(
             r=lora.rank,

@@ -62,7 +62,7 @@ class Encoder(nn.Module):
         gradient_checkpointing: Recompute activations in the backward pass.
 
     Raises:
-        ValueError: The backbone does not load cleanly.
+        ValueError: The backbone does not load cleanly, or `read_offset` is neither -1 nor 0.
 
     References:
         TRACE, arXiv 2603.02929, sections 3.1 and 3.3; RGE, arXiv 2511.16150.
@@ -79,6 +79,11 @@ class Encoder(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if read_offset not in (-1, 0):
+            raise ValueError(
+                f"read_offset is {read_offset}, allowed are -1 and 0 "
+                "(model.encoder.init_args.read_offset)"
+            )
         self.read_offset = read_offset
         self.model, self.emb_token_id = load_backbone(
             backbone, emb_token, lora, train_projector, dtype, gradient_checkpointing

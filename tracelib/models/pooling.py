@@ -46,7 +46,8 @@ def pool_embedding(hidden: Tensor, emb_position: Tensor, read_offset: int) -> Te
     """
     if read_offset not in (-1, 0):
         raise ValueError(
-            f"read_offset is {read_offset}, allowed are -1 and 0 (model.encoder.read_offset)"
+            f"read_offset is {read_offset}, allowed are -1 and 0 "
+            "(model.encoder.init_args.read_offset)"
         )
     position = emb_position + read_offset
     if (position < 0).any():
