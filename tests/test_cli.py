@@ -313,3 +313,12 @@ def test_a_page_without_a_place_for_the_table_is_refused(run, direct_run, tmp_pa
     page.write_text("no marks")
     with pytest.raises(ValueError, match="has no place for the table"):
         main(["evaluate", f"--run={run}", f"--against={direct_run}", f"--table_in={page}"])
+
+
+def test_an_untrained_validation_is_said_to_be(args, run, caplog):
+    with caplog.at_level("INFO"):
+        main(["validate", *args])
+        assert "no --ckpt_path" in caplog.text
+        caplog.clear()
+        main(["validate", *args, f"--ckpt_path={find_checkpoint(run)}"])
+        assert "no --ckpt_path" not in caplog.text

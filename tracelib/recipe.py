@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import OmegaConf
 
 from tracelib.data.datamodule import MBEIRDataModule
@@ -25,6 +26,14 @@ class RecipeCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.encoder.init_args.backbone", "data.backbone")
         parser.link_arguments("model.encoder.init_args.emb_token", "data.emb_token")
+
+    def before_test(self) -> None:
+        """Say so when what is about to run was never trained."""
+        if self.config[self.subcommand].ckpt_path is None:
+            rank_zero_info("no --ckpt_path: adapter, embedding token and router are untrained")
+
+    before_validate = before_test
+    before_predict = before_test
 
 
 def build_cli(args: list[str] | dict[str, Any] | None, run: bool) -> RecipeCLI:

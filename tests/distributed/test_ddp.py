@@ -15,6 +15,12 @@ from tracelib.cli import main
 from tracelib.data.sampler import TaskBatchSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+DDP = [
+    "--trainer.strategy=ddp",
+    "--trainer.devices=2",
+    "--data.batch_size=2",
+    "--data.eval_batch_size=100",  # all queries fit into one batch, and there are two ranks
+]
 SEED = 4
 """With it, rank 0 has no picture in a batch where rank 1 has some."""
 REPOSITORY = Path(__file__).parents[2]
@@ -89,7 +95,7 @@ def test_evaluation_batches_of_both_ranks_hold_each_record_once(ranks, args):
     for side, records in enumerate((found.queries, found.candidates)):
         parts = [[i for batch in rank["places"][side] for i in batch] for rank in ranks]
         assert sorted(parts[0] + parts[1]) == list(range(len(records)))
-        assert all(parts)
+        assert len(ranks[0]["places"][side]) == len(ranks[1]["places"][side]) > 1
 
 
 def test_training_batches_of_both_ranks_make_up_the_global_batch(ranks, args):
@@ -111,22 +117,24 @@ def test_a_real_fit_of_two_processes_is_that_of_one(root, tiny_backbone, tmp_pat
     """Losses of every step, and validation, which one process repeats from the checkpoint."""
     runs, arguments = {}, {}
     for name, settings in (
-        ("two", ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]),
+        ("two", DDP),
         ("one", ["--data.batch_size=4"]),
     ):
         arguments[name] = write_recipe(tmp_path / name, root, tiny_backbone)
         runs[name] = tmp_path / name / "tiny"
         arguments[name] += [*settings, f"--seed_everything={SEED}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tracelib", "fit", *arguments["two"]],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:  # a pipe would outlive a killed process in its children
+        done = subprocess.run(
+            [sys.executable, "-m", "tracelib", "fit", *arguments["two"]],
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            timeout=240,
+            check=False,
+        )
+    assert done.returncode == 0, log.read_text()
     main(["fit", *arguments["one"]])
     two, one = (read_metrics(runs[name] / "version_0") for name in ("two", "one"))
     assert set(two) == set(one)

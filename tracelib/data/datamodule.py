@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,8 +101,6 @@ class MBEIRDataModule(lightning.LightningDataModule):
             max_text_tokens,
         )
         self.evaluation_sets: dict[str, EvaluationSet] = {}
-        # More ranks than evaluation batches leave some ranks without any.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def setup(self, stage: str) -> None:
         """Read the splits a stage needs."""
@@ -185,8 +184,11 @@ class MBEIRDataModule(lightning.LightningDataModule):
         self, dataset: Dataset[_Batch], lengths: Sequence[tuple[bool, int]]
     ) -> DataLoader[_Batch]:
         order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-        size = self.eval_batch_size
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        # As many batches on every rank: one without any would leave the others waiting for it.
+        num_batches = -(-len(order) // self.eval_batch_size)
+        num_batches += -num_batches % get_world_size()
+        edges = [len(order) * i // num_batches for i in range(num_batches + 1)]
+        batches = [order[start:stop] for start, stop in pairwise(edges) if stop > start]
         return DataLoader(
             dataset,
             batch_size=None,
