@@ -121,7 +121,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         candidates: list[Candidate] = []
         pools: dict[str, list[int]] = {}
         for column in self.reader.columns(split):
-            queries += self.reader.read_queries(split, column, self.prompt_policy)
+            queries += self.reader.read_queries(split, column, self.prompt_policy, self.seed)
             pool = self.reader.read_pool(split, column)
             pools[column] = list(range(len(candidates), len(candidates) + len(pool)))
             candidates += pool
