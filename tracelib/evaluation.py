@@ -17,12 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from tracelib.callbacks.retrieval_evaluation import EmbeddingCollector, build_facts
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.datasets import EvaluationSet
-from tracelib.metrics.calibration import expected_calibration_error
 from tracelib.models.router import (
     AlwaysGate,
     FirstTokenGate,
@@ -238,7 +237,7 @@ def _judge_thoughts(
     if gate == "head" and known.any():
         probability, difficulty = thoughts.think_probability[known].cpu(), facts.difficulty[known]
         values["all", "router_auroc"] = binary_auroc(probability, difficulty)
-        values["all", "router_ece"] = expected_calibration_error(probability, difficulty)
+        values["all", "router_ece"] = binary_calibration_error(probability, difficulty)
     return [
         ResultRow(loaded.name, gate, "all", "local", s, m, v.item()) for (s, m), v in values.items()
     ]

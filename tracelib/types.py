@@ -6,7 +6,6 @@ Shapes: B sequences, T tokens, P vision patches, F features of a patch, I images
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,20 +106,9 @@ class EncoderInput:
 
     def to(self, device: torch.device | str) -> EncoderInput:
         """Return a copy on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> EncoderInput:
-        """Return a copy in pinned memory, from which a GPU copies faster."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> EncoderInput:
-        changed: dict[str, Any] = {
-            field.name: None
-            if getattr(self, field.name) is None
-            else change(getattr(self, field.name))
-            for field in dataclasses.fields(self)
-        }
-        return dataclasses.replace(self, **changed)
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in values}
+        return dataclasses.replace(self, **moved)
 
 
 @dataclass

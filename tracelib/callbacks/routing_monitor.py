@@ -8,10 +8,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torchmetrics.classification import BinaryStatScores
-from torchmetrics.functional.classification import binary_auroc, binary_stat_scores
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_calibration_error,
+    binary_stat_scores,
+)
 
 from tracelib.callbacks.retrieval_evaluation import Evaluation, get_latest_evaluation
-from tracelib.metrics.calibration import expected_calibration_error
 from tracelib.models.router import HeadGate
 from tracelib.module import RetrievalModule
 from tracelib.types import TrainBatch
@@ -52,7 +55,7 @@ def judge_routing(evaluation: Evaluation) -> dict[str, float]:
     if not probability.isnan().any():
         decisions = (probability >= HeadGate().threshold).int()
         head = compute_precision_recall(binary_stat_scores(decisions, target))
-        head["ece"] = expected_calibration_error(probability, target).item()
+        head["ece"] = binary_calibration_error(probability, target).item()
         if target.any() and not target.all():
             head["auroc"] = binary_auroc(probability, target).item()
         metrics |= {f"head_{name}": value for name, value in head.items()}
