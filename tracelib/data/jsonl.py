@@ -70,6 +70,21 @@ class Row:
         return value
 
 
+def parse_row(text: bytes, path: Path, line: int) -> Row:
+    """Parse one line.
+
+    Raises:
+        DataError: It is no JSON object in UTF-8.
+    """
+    try:
+        fields = json.loads(text.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}:{line}: {text[:80]!r} is no JSON in UTF-8: {error}") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{path}:{line}: {text[:80]!r} is no JSON object")
+    return Row(fields, path, line)
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Read the JSON objects of a file, one a line.
 
@@ -80,14 +95,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             for line, text in enumerate(file, 1):
-                fields = json.loads(text.decode())
-                if not isinstance(fields, dict):
-                    raise DataError(f"{path}:{line}: {text[:80]!r} is no JSON object")
-                yield Row(fields, path, line)
+                yield parse_row(text, path, line)
     except FileNotFoundError as error:
         raise DataError(f"{path}: the file is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}:{line}: {text[:80]!r} is no JSON in UTF-8: {error}") from error
     if not line:
         raise DataError(f"{path}: the file is empty; at least one line is needed")
 
