@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from tracelib.retrieval.store import SHARD_ROWS, build_row_type
+from tracelib.retrieval.stored_side import StoredSide
+
+SPANS = {
+    "a_task0": range(0, SHARD_ROWS + 300),
+    "b_task1": range(SHARD_ROWS + 300, SHARD_ROWS + 420),
+}
+NUM = SHARD_ROWS + 420
+LENGTHS = np.random.default_rng(1).integers(1, 50, NUM)
+VALUES = np.random.default_rng(2).standard_normal((NUM, 5)).astype(np.float32)
+REPEATS = {SHARD_ROWS + 5: 3, SHARD_ROWS + 9: 3, 7: 2}
+
+
+def build(folder, first_places=None):
+    sources = {"a_task0": "hash a", "b_task1": "hash b"}
+    return StoredSide(
+        folder,
+        {"weights": "x"},
+        sources,
+        SPANS,
+        np.arange(1, NUM + 1),
+        build_row_type(5),
+        first_places,
+    )
+
+
+def repeat():
+    first_places = np.arange(NUM)
+    first_places[list(REPEATS)] = list(REPEATS.values())
+    return first_places
+
+
+def embed(side, batches, limit=None):
+    return [side.write(batch, {"embedding": VALUES[batch]}) for batch in batches[:limit]]
+
+
+def read_files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def finish(folder, world_size=1, batch_size=50, limit=None):
+    sides = [build(folder, repeat()) for _ in range(world_size)]
+    for rank, side in enumerate(sides):
+        embed(side, side.plan_batches(LENGTHS, batch_size, rank, world_size), limit)
+    if limit is None:
+        for side in sides:
+            side.fill_repeats()
+    return sides[0]
+
+
+def test_every_record_is_planned_once_in_batches_of_similar_length(tmp_path):
+    plans = [build(tmp_path).plan_batches(LENGTHS, 50, rank, 2) for rank in range(2)]
+    batches = plans[0] + plans[1]
+    assert sorted(p for batch in batches for p in batch) == list(range(NUM))
+    assert max(map(len, batches)) <= 50
+    assert all(np.all(np.diff(LENGTHS[batch]) >= 0) for batch in batches)
+    assert all(
+        len({p // SHARD_ROWS for p in batch if p < SHARD_ROWS + 300}) <= 1 for batch in batches
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_bytes_do_not_depend_on_ranks_or_interruptions(tmp_path, world_size):
+    finish(tmp_path / "whole")
+    finish(tmp_path / "cut", world_size=2, limit=3)
+    finish(tmp_path / "cut", world_size=1, limit=2)
+    side = finish(tmp_path / "cut", world_size=world_size)
+    assert read_files(tmp_path / "cut") == read_files(tmp_path / "whole")
+    assert side.read("embedding").shape == (NUM, 5)
+
+
+def test_another_batch_size_completes_a_store(tmp_path):
+    finish(tmp_path / "cut", limit=3)
+    finish(tmp_path / "cut", batch_size=33)
+    assert read_files(tmp_path / "cut") == read_files(finish_whole(tmp_path))
+
+
+def finish_whole(tmp_path):
+    finish(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_repeats_are_embedded_once_and_equal_their_first(tmp_path):
+    side = build(tmp_path, repeat())
+    planned = [p for batch in side.plan_batches(LENGTHS, 50) for p in batch]
+    assert set(range(NUM)) - set(planned) == set(REPEATS)
+    rows = finish(tmp_path).read("embedding")
+    for place, first in REPEATS.items():
+        np.testing.assert_array_equal(rows[place], rows[first])
+    assert len(np.unique(rows, axis=0)) == NUM - len(REPEATS)
+
+
+def test_a_rank_without_work_repeats_a_batch_that_is_not_written(tmp_path):
+    side = build(tmp_path)
+    plan = side.plan_batches(LENGTHS, 50, rank=4, world_size=5)
+    assert len(plan) == 1
+    assert embed(side, plan) == [False]
+    assert not any(part.find_committed().any() for part in side.parts.values())
+
+
+def test_a_whole_store_plans_one_batch_and_leaves_it_alone(tmp_path):
+    finish(tmp_path)
+    before = read_files(tmp_path)
+    side = build(tmp_path, repeat())
+    plan = side.plan_batches(LENGTHS, 50)
+    assert len(plan) == 1
+    side.write(plan[0], {"embedding": -VALUES[plan[0]]})
+    assert read_files(tmp_path) == before
+
+
+def test_chunks_of_all_ranks_are_the_pool(tmp_path):
+    side = finish(tmp_path)
+    chunks = [c for rank in range(2) for c in side.iterate_chunks("a_task0", rank, 2)]
+    rows = np.concatenate([rows for _, rows in sorted(chunks, key=lambda chunk: chunk[0])])
+    np.testing.assert_array_equal(rows, side.read("embedding")[: SHARD_ROWS + 300])
+    assert [place for place, _ in side.iterate_chunks("b_task1")] == [SHARD_ROWS + 300]

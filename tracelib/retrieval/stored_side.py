@@ -1,0 +1,126 @@
+"""The stored queries or candidates of a split: one part per column, shared among ranks.
+
+Shapes: N records of the split on this side, B of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tracelib.retrieval.store import SHARD_ROWS, Row, StoredPart
+
+
+class StoredSide:
+    """A part per column, and who embeds what.
+
+    Shards belong to ranks in turn, and a batch never leaves its shard: the bytes of a store do not
+    depend on the number of ranks, nor on how often it was interrupted.
+
+    Args:
+        folder: Folder of the parts.
+        key: What the embeddings are of, as JSON values; see `StoredPart`.
+        sources: What each column's records come from, e.g. a file's hash; part of its key.
+        spans: Places of each column's records among all N.
+        ids: `[N]` ids of the records.
+        row_type: Layout of a row.
+        first_places: `[N]` place of the first record of the same content in the same column, which
+            is embedded for all of them; None when every record is embedded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        sources: Mapping[str, Any],
+        spans: Mapping[str, range],
+        ids: Row,
+        row_type: np.dtype[Any],
+        first_places: Row | None = None,
+    ) -> None:
+        self.spans = dict(spans)
+        self.first_places = np.arange(len(ids)) if first_places is None else first_places
+        self.parts = {
+            column: StoredPart(
+                folder / column,
+                {**key, "column": column, "source": sources[column]},
+                ids[span.start : span.stop],
+                row_type,
+            )
+            for column, span in self.spans.items()
+        }
+        self._owned: set[tuple[str, int]] = set()
+
+    def plan_batches(
+        self, lengths: Row, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> list[list[int]]:
+        """Return this rank's batches that are not committed, records of similar length together.
+
+        A rank without any gets one batch to repeat, which `write` then ignores: every rank takes
+        part in the evaluation's end.
+
+        Args:
+            lengths: `[N]` lengths to sort by.
+            batch_size: Most records of a batch.
+            rank: This process.
+            world_size: Number of processes.
+        """
+        shards = [(c, shard) for c, part in self.parts.items() for shard in range(part.num_shards)]
+        self._owned = set(shards[rank::world_size])
+        committed = np.concatenate([part.find_committed() for part in self.parts.values()])
+        batches = []
+        for column, shard in shards[rank::world_size]:
+            for batch in self._cut_shard(column, shard, lengths, batch_size):
+                if not committed[batch].all():
+                    batches.append(batch.tolist())
+        return batches or [self._cut_shard(*shards[0], lengths, batch_size)[0].tolist()]
+
+    def _cut_shard(self, column: str, shard: int, lengths: Row, batch_size: int) -> list[Row]:
+        span = self.spans[column]
+        places = np.arange(span.start, span.stop)[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+        places = places[self.first_places[places] == places]
+        order = places[np.argsort(lengths[places], kind="stable")]
+        return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
+
+    def write(self, places: Sequence[int], values: Mapping[str, Row]) -> bool:
+        """Commit a batch of `plan_batches`; return whether it was this rank's to embed.
+
+        Raises:
+            ValueError: An embedding is zero or not finite.
+        """
+        column, first = self._locate(places[0])
+        if (column, (places[0] - first) // SHARD_ROWS) not in self._owned:
+            return False
+        self.parts[column].write([place - first for place in places], values)
+        return True
+
+    def fill_repeats(self) -> None:
+        """Give records of the same content their first one's row; all ranks are done by now."""
+        for column, shard in sorted(self._owned):
+            part, span = self.parts[column], self.spans[column]
+            start = span.start + shard * SHARD_ROWS
+            places = np.arange(start, min(span.stop, start + SHARD_ROWS))
+            for place in places[self.first_places[places] != places].tolist():
+                row = part.read_committed(int(self.first_places[place]) - span.start)
+                part.write_rows([place - span.start], row)
+
+    def read(self, field: str) -> Row:
+        """Return a field of all N records."""
+        return np.concatenate([part.read(field) for part in self.parts.values()])
+
+    def iterate_chunks(
+        self, column: str, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, Row]]:
+        """Yield first place and embeddings of this rank's share of a column's shards."""
+        part = self.parts[column]
+        for place, rows in part.iterate_shards(range(rank, part.num_shards, world_size)):
+            yield self.spans[column].start + place, rows["embedding"]
+
+    def _locate(self, place: int) -> tuple[str, int]:
+        for column, span in self.spans.items():
+            if place in span:
+                return column, span.start
+        raise IndexError(f"place {place} is in no column of {list(self.spans)}")
