@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.jsonl import read_rows, write_rows
 from tracelib.data.layout import Layout
+from tracelib.metrics.ranking import RaggedIds
 from tracelib.module import RetrievalModule
 from tracelib.recipe import build_cli
+from tracelib.retrieval.evaluation import QueryFacts
 
 RECIPE: dict[str, Any] = {
     "seed_everything": 0,
@@ -87,6 +90,7 @@ def cut_scenes(source: Path, root: Path, queries_per_column: int = 4, pool_size:
     """Copy a Scenes tree, with a few queries and candidates per column in val and test."""
     old, new = Layout(source), Layout(root)
     pictures: set[str] = set()
+    query_ids: dict[str, set[str]] = {split: set() for split in ("train", "val", "test")}
     stems = [("scenes", "train")]
     stems += [(stem, split) for split in ("val", "test") for stem in old.find_stems(split)]
     for stem, split in stems:
@@ -101,11 +105,19 @@ def cut_scenes(source: Path, root: Path, queries_per_column: int = 4, pool_size:
         write_rows(new.query(stem, split), queries)
         write_rows(new.union_pool(split) if is_train else new.pool(stem, split), pool)
         pictures |= {row["img_path"] for row in pool} | {row["query_img_path"] for row in queries}
+        kept_ids = {row["qid"] for row in queries}
+        qrels = old.qrels(stem, split).read_text().splitlines(keepends=True)
+        new.qrels(stem, split).parent.mkdir(parents=True, exist_ok=True)
+        new.qrels(stem, split).write_text(
+            "".join(line for line in qrels if line.split()[0] in kept_ids)
+        )
+        query_ids[split] |= kept_ids
+    for split, kept_ids in query_ids.items():
+        rows = _read(old.rationales("scenes", split))
+        write_rows(new.rationales("scenes", split), [row for row in rows if row["qid"] in kept_ids])
     for path in source.rglob("*"):
         name = path.relative_to(source)
-        if path.is_file() and (
-            name.parts[0] in ("qrels", "rationales", "instructions") or str(name) in pictures
-        ):
+        if path.is_file() and (name.parts[0] == "instructions" or str(name) in pictures):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).hardlink_to(path)
     return root
@@ -122,3 +134,16 @@ def rewrite_rows(path: Path, change: Any) -> None:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     return [row.fields for row in read_rows(path)]
+
+
+def make_facts(columns: list[str], difficulty: list[int]) -> QueryFacts:
+    """Return facts of queries of these columns, without positives."""
+    names = list(dict.fromkeys(columns))
+    return QueryFacts(
+        names,
+        torch.tensor([names.index(column) for column in columns]),
+        RaggedIds.from_lists([[] for _ in columns]),
+        torch.ones(len(columns), dtype=torch.long),
+        torch.tensor(difficulty),
+        torch.zeros(len(columns), dtype=torch.long),
+    )

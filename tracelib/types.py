@@ -37,7 +37,7 @@ class Rationale:
         return f"{self.reasoning} {self.answer}".strip()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Query:
     """A query of one column.
 
@@ -52,6 +52,8 @@ class Query:
         rationale: The thought written for it, or None.
         difficulty: 1 when the query needs thought, 0 when not, None when nobody said.
         negative_ids: Hard negatives, never positives too.
+        prompt_number: Which prompt of its instruction row it has, from 1, where each query comes
+            once with every prompt; 0 where one was chosen.
     """
 
     query_id: str
@@ -64,15 +66,16 @@ class Query:
     rationale: Rationale | None = None
     difficulty: int | None = None
     negative_ids: tuple[str, ...] = ()
+    prompt_number: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A candidate of a pool.
 
     Args:
         candidate_id: `D:N`, unique over all pools.
-        text: Formatted text, `""` when it has none.
+        text: Its text, formatted unless it is straight from the file; `""` when it has none.
         image_path: Path relative to the data root, or None.
         modality: `text`, `image` or `image,text`.
     """

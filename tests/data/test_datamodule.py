@@ -44,6 +44,55 @@ def test_stages_read_the_splits_they_need(make, shared_root):
         assert set(make(shared_root, stage).evaluation_sets) == splits
 
 
+def test_evaluation_without_anybody_who_asks_is_refused(make, shared_root):
+    with pytest.raises(ValueError, match="RetrievalEvaluation to trainer"):
+        make(shared_root, "test").test_dataloader()
+
+
+def test_a_stage_reads_nothing_else(make, root):
+    for path in (*Layout(root).root.glob("*/train/*"), *Layout(root).root.glob("*/val/*")):
+        path.unlink()
+    make(root, "test")
+    with pytest.raises(DataError, match="query/val: no query file"):
+        make(root, "validate")
+
+
+def test_the_up_sampled_file_is_read_where_asked(make, root):
+    layout = Layout(root)
+    path = layout.query("scenes", "train")
+    for name in (path, layout.rationales("scenes", "train"), layout.instructions):
+        content = name.read_text().replace('"qid": "10:', '"qid": "9:').replace("\t10\t", "\t9\t")
+        name.unlink()
+        name.write_text(content)
+    layout.union_up_queries.parent.mkdir(parents=True)
+    layout.union_up_queries.write_text(path.read_text() * 2)
+    path.unlink()
+    data = MBEIRDataModule(root, num_workers=0, train_file="union_up")
+    with pytest.raises(DataError, match="no row for query '10:"):
+        data.setup("fit")  # of the val split: these are Scenes'
+    assert len(data.train_dataset) == 320
+    assert set(data.train_dataset.queries.columns) == {f"mscoco_task{task}" for task in TASKS}
+
+
+def test_tasks_too_small_for_a_batch_are_said_once(make, shared_root, caplog):
+    tasks = (0, 1, 2, 3, 4, 6, 7, 8)
+    names = ", ".join(f"task {task} (20)" for task in tasks)
+    limit = "tasks of fewer than 21 train queries are never trained (data.task_mixing): "
+    make(shared_root, batch_size=21, task_mixing="one_task_per_batch")
+    assert caplog.text.count(limit + names) == 1
+    caplog.clear()
+    make(shared_root, batch_size=20, task_mixing="one_task_per_batch")
+    make(shared_root, batch_size=21)
+    assert "never trained" not in caplog.text
+
+
+def test_tables_are_kept_where_asked(make, root, tmp_path):
+    shutil.rmtree(root / ".tracelib", ignore_errors=True)
+    make(root, "validate", cache_dir=tmp_path / "tables")
+    assert not (root / ".tracelib").exists()
+    assert list((tmp_path / "tables").glob("scenes-*/query/val/*/manifest.json"))
+
+
 def test_pools_are_places_in_the_union_pool(make, shared_root):
     data = make(shared_root, "validate")
     found = data.evaluation_sets["val"]
@@ -59,17 +108,20 @@ def test_pools_are_places_in_the_union_pool(make, shared_root):
             assert (query.positive_ids[0] in ids) == (query.column == column)
 
 
-@pytest.mark.parametrize("size", [5, 12, 100])
-def test_evaluation_batches_hold_each_record_once(make, shared_root, size):
-    data = make(shared_root, "test", eval_batch_size=size)
+@pytest.mark.parametrize("size", [5, 12])
+def test_evaluation_batches_are_those_asked_for(make, shared_root, size):
+    data = make(shared_root, "test")
     found = data.evaluation_sets["test"]
+    asked = [
+        [list(range(len(records)))[start::size] for start in range(size)]
+        for records in (found.queries, found.candidates)
+    ]
+    data.plan_evaluation = lambda split: tuple(asked) if split == "test" else ([], [])
     loaders = data.test_dataloader()
     for loader, records in zip(loaders, (found.queries, found.candidates), strict=True):
         batches = list(loader)
         assert isinstance(batches[0], QueryBatch) == (records is found.queries)
-        places = [i for batch in batches for i in batch.indices.tolist()]
-        assert sorted(places) == list(range(len(records)))
-        assert max(len(batch.indices) for batch in batches) <= size
+        assert [batch.indices.tolist() for batch in batches] == asked[records is not found.queries]
         for batch in batches:
             assert len(batch.inputs.input_ids) == len(batch.indices)
 

@@ -5,13 +5,13 @@ import torch
 from PIL import Image
 
 from tracelib.data.collator import ChatProcessor
-from tracelib.data.datasets import (
-    CandidateDataset,
-    QueryDataset,
-    RecordRenderer,
-    TrainDataset,
-    candidate_id_to_int,
-)
+from tracelib.data.datasets import CandidateDataset, QueryDataset, RecordRenderer, TrainDataset
+from tracelib.data.images import ImageError
+from tracelib.data.jsonl import write_rows
+from tracelib.data.layout import Layout
+from tracelib.data.mbeir import MBEIRReader
+from tracelib.data.rationales import RationaleRow, write_rationales
+from tracelib.data.records import MAX_CANDIDATE_NUMBER, TASK_MODALITIES, encode_id
 from tracelib.prompts import Template
 from tracelib.types import Candidate, Query, Rationale
 
@@ -28,11 +28,65 @@ POOL = {
     )
 }
 QUERIES = [
-    Query("5:1", "a_task0", 0, "moon " * 6, None, "Find it.", ("6:2",), THOUGHT, 1, ("6:4", "6:1")),
-    Query("5:2", "a_task1", 1, "star", None, "Find it.", ("6:1", "6:4"), None, 0, ("7:9",)),
+    Query(
+        "5:1",
+        "a_task0",
+        0,
+        f"{'moon ' * 5}moon.",
+        None,
+        "Find it.",
+        ("6:2",),
+        THOUGHT,
+        1,
+        ("6:4", "6:1"),
+    ),
+    Query("5:2", "a_task1", 1, "star.", None, "Find it.", ("6:1", "6:4"), None, 0, ("7:9",)),
     Query("5:3", "a_task4", 4, "", "moon.png", "Find it.", ("6:2",), None, None),
-    Query("5:4", "a_task6", 6, "turn " * 2, "moon.png", "Find it.", ("6:3",), None, 0, ("6:1",)),
+    Query("5:4", "a_task6", 6, "turn turn.", "moon.png", "Find it.", ("6:3",), None, 0, ("6:1",)),
 ]
+
+
+def write_tree(root, queries=QUERIES):
+    """Write the files that the reader makes these queries and the pool of."""
+    layout = Layout(root)
+    rows = [
+        {
+            "qid": q.query_id,
+            "query_txt": q.text,
+            "query_img_path": q.image_path,
+            "query_modality": TASK_MODALITIES[q.task_id][0],
+            "pos_cand_list": q.positive_ids,
+            "neg_cand_list": q.negative_ids,
+            "task_id": q.task_id,
+        }
+        for q in queries
+    ]
+    write_rows(layout.query("a", "train"), rows)
+    pool = [
+        {"did": c.candidate_id, "txt": c.text, "img_path": c.image_path, "modality": c.modality}
+        for c in POOL.values()
+    ]
+    write_rows(layout.union_pool("train"), pool)
+    thoughts = [
+        RationaleRow(
+            q.query_id,
+            q.task_id,
+            q.difficulty,
+            q.rationale and q.rationale.reasoning,
+            q.rationale and q.rationale.answer,
+            None,
+            q.rationale.source if q.rationale else "teacher",
+            "someone",
+        )
+        for q in queries
+        if q.difficulty is not None
+    ]
+    write_rationales(layout.rationales("a", "train"), thoughts)
+    lines = ["\t".join((*m, "A", "5", "find it")) for m in TASK_MODALITIES.values()]
+    layout.instructions.parent.mkdir(exist_ok=True)
+    layout.instructions.write_text("\n".join(["header", *lines]))
+    Image.new("RGB", (84, 56), (20, 60, 200)).save(root / "moon.png")
+    return MBEIRReader(root)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +96,7 @@ def processor(tiny_backbone):
 
 @pytest.fixture
 def renderer(tmp_path, processor):
-    Image.new("RGB", (84, 56), (20, 60, 200)).save(tmp_path / "moon.png")
+    write_tree(tmp_path)
     query_template = Template(system="Think.", user_by_task={6: "{text} {instruction}"})
     return RecordRenderer(tmp_path, processor, query_template, Template(), EMB, 64)
 
@@ -59,12 +113,19 @@ def decode(processor, inputs):
 
 
 def make_dataset(renderer, rationale="teacher", queries=QUERIES, **settings):
-    return TrainDataset(queries, POOL, renderer, rationale, **settings)
+    reader = write_tree(renderer.root, queries)
+    table = reader.read_queries("train")
+    assert list(table) == queries
+    return TrainDataset(table, reader.read_union_pool("train"), renderer, rationale, **settings)
 
 
 def test_integer_ids_do_not_collide():
     ids = ["5:1", "5:9999999", "6:1", "0:1", "10:1", "1:1"]
     assert len({candidate_id_to_int(i) for i in ids}) == len(ids)
+
+
+def candidate_id_to_int(name):
+    return encode_id(name, MAX_CANDIDATE_NUMBER)
 
 
 def test_a_query_is_its_prompt_its_rationale_and_the_embedding_token(renderer, processor):
@@ -77,7 +138,7 @@ def test_a_query_is_its_prompt_its_rationale_and_the_embedding_token(renderer, p
         p + w for (p, _), w in zip(prompts, written, strict=True)
     ]
     assert "Find it. moon moon" in texts[0][0]
-    assert "turn turn  Find it." in texts[3][0]  # the template of its task
+    assert "turn turn. Find it." in texts[3][0]  # the template of its task
     assert [text.count("<|image_pad|>") for text, _ in texts] == [0, 0, 6, 6]
 
 
@@ -178,7 +239,7 @@ def test_asking_for_rationales_where_there_are_none_is_refused(renderer, rationa
 
 
 def test_prompts_are_padded_left_and_know_their_place(renderer, processor):
-    batch = QueryDataset(QUERIES, renderer)[[3, 0]]
+    batch = QueryDataset(MBEIRReader(renderer.root).read_queries("train"), renderer)[[3, 0]]
     assert batch.indices.tolist() == [3, 0]
     assert batch.task_ids.tolist() == [6, 0]
     assert batch.inputs.attention_mask[:, -1].tolist() == [1, 1]
@@ -188,6 +249,16 @@ def test_prompts_are_padded_left_and_know_their_place(renderer, processor):
 
 
 def test_candidates_know_their_place(renderer, processor):
-    batch = CandidateDataset(list(POOL.values()), renderer)[[4, 2]]
+    pool = MBEIRReader(renderer.root).read_union_pool("train")
+    batch = CandidateDataset(pool, renderer)[[4, 2]]
     assert batch.indices.tolist() == [4, 2]
     assert "Another card." in decode(processor, batch.inputs)[0][0]
+
+
+def test_a_broken_picture_names_its_record(renderer):
+    dataset = make_dataset(renderer)
+    (renderer.root / "moon.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"moon\.png: .* \(the picture of query '5:3'\)"):
+        dataset[[2]]
+    with pytest.raises(ImageError, match=r"moon\.png: .* \(the picture of candidate '6:2'\)"):
+        dataset[[0]]

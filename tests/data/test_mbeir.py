@@ -8,12 +8,10 @@ import pytest
 
 from tracelib.data.layout import CANONICAL_COLUMNS
 from tracelib.data.mbeir import (
-    HEADLINE_K,
     TASK_MODALITIES,
     DataError,
     MBEIRReader,
     check_positives,
-    headline_k,
 )
 from tracelib.data.rationales import RationaleRow, write_rationales
 from tracelib.prompts import format_query
@@ -125,7 +123,7 @@ def test_worked_example_pools(reader):
         ("5:4", "City park. Is it green?"),
     ]
     union = reader.read_union_pool("test")
-    assert union[:4] == pool
+    assert union[:4] == list(pool)
     assert union[4].text == "Old stone bridge. Built in 1560."
     assert {(candidate.modality, candidate.image_path) for candidate in union} == {("text", None)}
 
@@ -163,7 +161,7 @@ def test_train_reads_every_dataset_with_the_positives_of_the_row(root, reader):
         "Answer this.",
         None,
     )
-    assert reader.read_queries("train", "webqa_task1") == [second]
+    assert list(reader.read_queries("train", "webqa_task1")) == [second]
     with pytest.raises(DataError, match="columns are for val and test"):
         reader.columns("train")
 
@@ -190,8 +188,6 @@ def test_columns_are_in_canonical_order_then_sorted(root, reader):
 
 def test_protocol_constants():
     assert len(CANONICAL_COLUMNS) == 16
-    assert [column for column in CANONICAL_COLUMNS if headline_k(column) == 10] == list(HEADLINE_K)
-    assert {headline_k(column) for column in CANONICAL_COLUMNS} == {5, 10}
     assert sorted(TASK_MODALITIES) == [0, 1, 2, 3, 4, 6, 7, 8]
 
 
@@ -265,8 +261,8 @@ def test_rationales_join_by_query_id(root, reader):
     assert (second.rationale, second.difficulty) == (None, 0)
     assert (third.rationale, third.difficulty) == (None, None)
     assert reader.read_queries("train")[0].rationale is None  # ids are unique within a split only
-    assert reader.read_rationales("test") == {"5:1": rows[0], "5:2": rows[1]}
-    assert reader.read_rationales("val") == {}
+    assert list(reader.read_rationales("test")) == rows
+    assert list(reader.read_rationales("val")) == []
     write_rationales(path, [RationaleRow("5:1", 8, 0, None, None, None, "teacher", "someone")])
     with pytest.raises(DataError, match="task_id 6, but 8 in the rationale of '5:1'"):
         reader.read_queries("test")
@@ -274,9 +270,34 @@ def test_rationales_join_by_query_id(root, reader):
 
 def test_file_hashes_name_the_files_of_the_split(root, reader):
     hashes = reader.file_hashes("test")
-    assert set(hashes) == {QUERY_FILE, POOL_FILE, UNION_FILE, QRELS_FILE}
+    assert set(hashes) == {PROMPT_FILE, QUERY_FILE, POOL_FILE, UNION_FILE, QRELS_FILE}
     assert hashes[QRELS_FILE] == hashlib.sha256((root / QRELS_FILE).read_bytes()).hexdigest()
-    assert set(reader.file_hashes("train")) == {TRAIN_FILE}
+    assert set(reader.file_hashes("train")) == {PROMPT_FILE, TRAIN_FILE}
+
+
+def test_the_up_sampled_file_repeats_queries_of_all_datasets(root, reader):
+    text_only = {"query_img_path": "", "query_modality": "text", "task_id": 1, "qid": "2:9"}
+    rows = [QUERIES[0], {**QUERIES[1], **text_only}, QUERIES[0], {**QUERIES[2], "qid": "6:1"}]
+    path = write(root, "query/union_train/mbeir_union_up_train.jsonl", rows)
+    with (root / PROMPT_FILE).open("a") as file:
+        file.write("text\ttext\tWebQA\t2\tanswer\nimage,text\ttext\tInfoSeek\t6\tfind\n")
+    thought = RationaleRow("5:1", 6, 1, "think", "a bridge", 0.9, "teacher", "someone")
+    write_rationales(root / "rationales" / "mbeir_oven_train_rationales.jsonl", [thought])
+    queries = list(reader.read_union_up_queries())
+    assert [(q.query_id, q.column) for q in queries] == [
+        ("5:1", "oven_task6"),
+        ("2:9", "webqa_task1"),
+        ("5:1", "oven_task6"),
+        ("6:1", "infoseek_task6"),
+    ]
+    assert queries[0] == queries[2]
+    assert [q.rationale for q in queries] == [thought.rationale, None, thought.rationale, None]
+    write(root, "query/union_train/mbeir_union_up_train.jsonl", rows[1:2])
+    with pytest.raises(DataError, match=r"rationales\.jsonl:1: qid '5:1' is no query of "):
+        reader.read_union_up_queries()
+    write(root, "query/union_train/mbeir_union_up_train.jsonl", [*rows, {**rows[0], "qid": "10:4"}])
+    with pytest.raises(DataError, match=re.escape(f"{path}:5: qid '10:4' is of no data set")):
+        reader.read_union_up_queries()
 
 
 def test_check_positives_names_query_and_candidate(reader):
@@ -324,7 +345,8 @@ def test_a_bad_query_is_named(root, reader, split, name, change, message):
 
 
 def test_the_task_may_come_from_the_file_name_only(root, reader):
-    path = write(root, QUERY_FILE, [{key: v for key, v in QUERIES[0].items() if key != "task_id"}])
+    without = {key: v for key, v in QUERIES[0].items() if key != "task_id"}
+    path = write(root, QUERY_FILE, [without, *QUERIES[1:]])
     assert reader.read_queries("test")[0].task_id == 6
     path = write(root, QUERY_FILE, [{**QUERIES[0], "task_id": 8}])
     with pytest.raises(DataError, match=re.escape(f"{path}:1: task_id 8 in a file of task 6")):

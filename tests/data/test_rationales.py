@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tracelib.data.jsonl import DataError, read_rows, write_rows
-from tracelib.data.rationales import RationaleRow, read_rationales, write_rationales
+from tracelib.data.rationales import RationaleRow, parse_rationale, write_rationales
 from tracelib.types import Rationale
 
 HARD = RationaleRow("10:1", 7, 1, "0 a.", "1 b.", 0.5, "teacher", "someone")
@@ -21,10 +21,14 @@ FIELDS = {
 }
 
 
+def parse_file(path):
+    return [parse_rationale(row) for row in read_rows(path)]
+
+
 def test_rows_survive_writing_and_reading(tmp_path):
     path = tmp_path / "rationales" / "rows.jsonl"
     write_rationales(path, [HARD, EASY])
-    assert read_rationales(path) == {"10:1": HARD, "10:2": EASY}
+    assert parse_file(path) == [HARD, EASY]
     assert next(read_rows(path)).fields == {**FIELDS, "reasoning": "0 a."}
     assert HARD.rationale == Rationale("0 a.", "1 b.", "teacher")
     assert HARD.rationale.text == "0 a. 1 b."
@@ -35,13 +39,13 @@ def test_an_easy_row_may_have_a_rationale(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         json.dumps({**FIELDS, "difficulty": 0, "source": "oracle"})
     )
-    row = read_rationales(tmp_path / "rows.jsonl")["10:1"]
+    (row,) = parse_file(tmp_path / "rows.jsonl")
     assert (row.difficulty, row.rationale) == (0, Rationale("0 ä.", "1 b.", "oracle"))
 
 
 def test_control_tokens_are_stripped(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({**FIELDS, "answer": "1 b.<|im_end|>"}))
-    assert read_rationales(tmp_path / "rows.jsonl")["10:1"].answer == "1 b."
+    assert parse_file(tmp_path / "rows.jsonl")[0].answer == "1 b."
 
 
 @pytest.mark.parametrize(
@@ -61,15 +65,15 @@ def test_control_tokens_are_stripped(tmp_path):
         ({"qid": None}, "'qid' is missing"),
         ({"cot_conf": 1.5}, "cot_conf 1.5"),
         ({"cot_conf": float("nan")}, "cot_conf nan"),
+        ({"qid": "10"}, "id '10' is not 'D:N'"),
         ({"reasoning": 3}, "reasoning 3 is no string"),
-        ({}, "qid '10:1' has a row already"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, change, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{json.dumps(FIELDS)}\n{json.dumps({**FIELDS, **change})}\n")
     with pytest.raises(DataError, match=re.escape(f"{path}:2: ") + ".*" + re.escape(message)):
-        read_rationales(path)
+        parse_file(path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import lightning
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from tracelib.data.collator import ChatProcessor
 from tracelib.data.datasets import (
     CandidateDataset,
-    EvaluationSet,
     QueryDataset,
     RationalePolicy,
     RecordRenderer,
     TrainDataset,
 )
+from tracelib.data.evaluation_set import EvaluationSet
 from tracelib.data.instructions import PromptPolicy
 from tracelib.data.mbeir import MBEIRReader, check_positives
 from tracelib.data.sampler import TaskBatchSampler, TaskMixing
 from tracelib.distributed import get_rank, get_world_size
 from tracelib.prompts import Template
-from tracelib.types import Candidate, CandidateBatch, Query, QueryBatch, TrainBatch
+from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
 
 _Batch = TypeVar("_Batch")
+EvaluationLoaders = list[DataLoader[QueryBatch] | DataLoader[CandidateBatch]]
+EvaluationPlan = Callable[[str], tuple[list[list[int]], list[list[int]]]]
+
+
+TrainFile = Literal["separate", "union_up"]
 
 
 class MBEIRDataModule(lightning.LightningDataModule):
@@ -45,12 +52,17 @@ class MBEIRDataModule(lightning.LightningDataModule):
         task_mixing: Whether a training batch is drawn from one task or from all.
         query_template: Words of the query side.
         candidate_template: Words of the candidate side.
-        prompt_policy: Which of a row's instructions evaluation takes; training draws one per query.
+        prompt_policy: Which of a row's instructions evaluation takes; `all` evaluates each query
+            under every one. Training draws one per query.
         max_text_tokens: Longest text of a record, in tokens.
         min_pixels: Smallest picture after resizing; null keeps the backbone's.
         max_pixels: Largest picture after resizing; null keeps the backbone's.
         num_workers: Worker processes per loader.
         seed: Seed of batches and training prompts.
+        cache_dir: Folder for the tables that the data's files are converted to when they are read
+            first, about as large as these files; null keeps them in `.tracelib` of the root.
+        train_file: `separate` reads the train queries of each data set from its own file,
+            `union_up` all from the one file in which M-BEIR repeats those of small data sets.
 
     Raises:
         FileNotFoundError: `root` is no folder.
@@ -75,6 +87,8 @@ class MBEIRDataModule(lightning.LightningDataModule):
         max_pixels: int | None = None,
         num_workers: int = 1,
         seed: int = 0,
+        cache_dir: Path | None = None,
+        train_file: TrainFile = "separate",
     ) -> None:
         super().__init__()
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -89,8 +103,8 @@ class MBEIRDataModule(lightning.LightningDataModule):
         self.root, self.batch_size, self.eval_batch_size = Path(root), batch_size, eval_batch_size
         self.rationale, self.num_hard_negatives = rationale, num_hard_negatives
         self.task_mixing, self.prompt_policy = task_mixing, prompt_policy
-        self.num_workers, self.seed = num_workers, seed
-        self.reader = MBEIRReader(self.root)
+        self.num_workers, self.seed, self.train_file = num_workers, seed, train_file
+        self.reader = MBEIRReader(self.root, cache_dir)
         self.processor = ChatProcessor(backbone, emb_token, min_pixels, max_pixels)
         self.renderer = RecordRenderer(
             self.root,
@@ -101,31 +115,30 @@ class MBEIRDataModule(lightning.LightningDataModule):
             max_text_tokens,
         )
         self.evaluation_sets: dict[str, EvaluationSet] = {}
+        # Set by who collects the embeddings: the batches of queries and candidates it still lacks.
+        self.plan_evaluation: EvaluationPlan | None = None
 
     def setup(self, stage: str) -> None:
         """Read the splits a stage needs."""
         if stage == "fit":
-            queries = self.reader.read_queries("train", prompt_policy="random", seed=self.seed)
+            if self.train_file == "union_up":
+                queries = self.reader.read_union_up_queries("random", self.seed)
+            else:
+                queries = self.reader.read_queries("train", None, "random", self.seed)
             pool = self.reader.read_union_pool("train")
             check_positives(queries, pool, self.root, self.num_hard_negatives)
-            by_id = {candidate.candidate_id: candidate for candidate in pool}
             self.train_dataset = TrainDataset(
-                queries, by_id, self.renderer, self.rationale, self.num_hard_negatives
+                queries, pool, self.renderer, self.rationale, self.num_hard_negatives
             )
+            if self.task_mixing == "one_task_per_batch":
+                global_batch_size = self.batch_size * get_world_size()
+                if note := describe_untrained_tasks(queries.task_ids, global_batch_size):
+                    rank_zero_info(note)
         split = "val" if stage in ("fit", "validate") else "test"
         if split not in self.evaluation_sets:
-            self.evaluation_sets[split] = self._read_evaluation_set(split)
-
-    def _read_evaluation_set(self, split: str) -> EvaluationSet:
-        queries: list[Query] = []
-        candidates: list[Candidate] = []
-        pools: dict[str, list[int]] = {}
-        for column in self.reader.columns(split):
-            queries += self.reader.read_queries(split, column, self.prompt_policy, self.seed)
-            pool = self.reader.read_pool(split, column)
-            pools[column] = list(range(len(candidates), len(candidates) + len(pool)))
-            candidates += pool
-        return EvaluationSet(queries, candidates, pools)
+            self.evaluation_sets[split] = self.reader.read_evaluation_set(
+                split, self.prompt_policy, self.seed
+            )
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """Return the training batches of the trainer's current epoch.
@@ -136,7 +149,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         Raises:
             ValueError: The trainer does not make loaders anew every epoch.
         """
-        tasks = [q.task_id for q in self.train_dataset.queries]
+        tasks = self.train_dataset.queries.task_ids.tolist()
         sampler = TaskBatchSampler(
             tasks, self.batch_size, self.task_mixing, self.seed, get_rank(), get_world_size()
         )
@@ -151,47 +164,57 @@ class MBEIRDataModule(lightning.LightningDataModule):
             self.train_dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers
         )
 
-    def val_dataloader(self) -> list[DataLoader[QueryBatch] | DataLoader[CandidateBatch]]:
-        """Return the val split's queries, and its candidates."""
-        return self.build_evaluation_loaders("val")
+    def val_dataloader(self) -> EvaluationLoaders:
+        """Return what is to be embedded of the val split: queries, and candidates."""
+        return self._build_planned_loaders("val")
 
-    def test_dataloader(self) -> list[DataLoader[QueryBatch] | DataLoader[CandidateBatch]]:
-        """Return the test split's queries, and its candidates."""
-        return self.build_evaluation_loaders("test")
+    def test_dataloader(self) -> EvaluationLoaders:
+        """Return what is to be embedded of the test split: queries, and candidates."""
+        return self._build_planned_loaders("test")
 
-    def predict_dataloader(self) -> list[DataLoader[QueryBatch] | DataLoader[CandidateBatch]]:
-        """Return the test split's queries, and its candidates."""
-        return self.build_evaluation_loaders("test")
+    predict_dataloader = test_dataloader
+
+    def _build_planned_loaders(self, split: str) -> EvaluationLoaders:
+        if self.plan_evaluation is None:
+            raise ValueError(
+                "nobody asks for embeddings: add tracelib.callbacks.retrieval_evaluation."
+                "RetrievalEvaluation to trainer.callbacks, or set trainer.limit_val_batches to 0"
+            )
+        return self.build_evaluation_loaders(split, *self.plan_evaluation(split))
 
     def build_evaluation_loaders(
-        self, split: str
-    ) -> list[DataLoader[QueryBatch] | DataLoader[CandidateBatch]]:
-        """Return loaders of a split's queries and candidates; each rank gets every W-th batch.
+        self, split: str, query_batches: list[list[int]], candidate_batches: list[list[int]]
+    ) -> EvaluationLoaders:
+        """Return loaders of a split's queries and candidates.
 
-        Batches hold records of similar length, and no record is doubled to even out the ranks.
+        Args:
+            split: `val` or `test`, already set up.
+            query_batches: Places of the queries of each batch.
+            candidate_batches: Places of the candidates of each batch.
         """
         found = self.evaluation_sets[split]
-        query_lengths = [(q.image_path is not None, len(q.text)) for q in found.queries]
-        candidate_lengths = [(c.image_path is not None, len(c.text)) for c in found.candidates]
         return [
-            self._build_loader(QueryDataset(found.queries, self.renderer), query_lengths),
+            self._build_loader(QueryDataset(found.queries, self.renderer), query_batches),
             self._build_loader(
-                CandidateDataset(found.candidates, self.renderer), candidate_lengths
+                CandidateDataset(found.candidates, self.renderer), candidate_batches
             ),
         ]
 
     def _build_loader(
-        self, dataset: Dataset[_Batch], lengths: Sequence[tuple[bool, int]]
+        self, dataset: Dataset[_Batch], batches: list[list[int]]
     ) -> DataLoader[_Batch]:
-        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-        # As many batches on every rank: one without any would leave the others waiting for it.
-        num_batches = -(-len(order) // self.eval_batch_size)
-        num_batches += -num_batches % get_world_size()
-        edges = [len(order) * i // num_batches for i in range(num_batches + 1)]
-        batches = [order[start:stop] for start, stop in pairwise(edges) if stop > start]
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=batches[get_rank() :: get_world_size()],
-            num_workers=self.num_workers,
-        )
+        return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.num_workers)
+
+
+def describe_untrained_tasks(task_ids: NDArray[np.int8], global_batch_size: int) -> str:
+    """Return a sentence on tasks that fill no global batch of their own, or "".
+
+    >>> describe_untrained_tasks(np.array([0, 0, 3], np.int8), 2)
+    'tasks of fewer than 2 train queries are never trained (data.task_mixing): task 3 (1)'
+    """
+    found, counts = np.unique(task_ids, return_counts=True)
+    small = counts < global_batch_size
+    pairs = zip(found[small].tolist(), counts[small].tolist(), strict=True)
+    names = ", ".join(f"task {task_id} ({count})" for task_id, count in pairs)
+    limit = f"tasks of fewer than {global_batch_size} train queries"
+    return f"{limit} are never trained (data.task_mixing): {names}" if names else ""

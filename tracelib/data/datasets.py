@@ -6,17 +6,20 @@ shares one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from tracelib.data.collator import ChatProcessor, Turn
-from tracelib.data.images import load_image
-from tracelib.data.records import MAX_CANDIDATE_NUMBER
+from tracelib.data.formats import SOURCES
+from tracelib.data.images import ImageError, load_image
+from tracelib.data.query_table import QueryTable
+from tracelib.data.records import MAX_CANDIDATE_NUMBER, MAX_QUERY_NUMBER, decode_id, encode_id
+from tracelib.data.tables import CandidateTable
 from tracelib.prompts import Messages, Template
 from tracelib.types import (
     Candidate,
@@ -29,31 +32,6 @@ from tracelib.types import (
 )
 
 RationalePolicy = Literal["none", "teacher", "oracle"]
-
-
-def candidate_id_to_int(candidate_id: str) -> int:
-    """Return M-BEIR's integer form of a candidate id.
-
-    >>> candidate_id_to_int("6:7")
-    60000007
-    """
-    dataset_id, number = candidate_id.split(":")
-    return int(dataset_id) * MAX_CANDIDATE_NUMBER + int(number)
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """What one split is evaluated on.
-
-    Args:
-        queries: All queries, column by column.
-        candidates: The union pool: the local pools one after the other.
-        pools: Places in `candidates` of each column's local pool.
-    """
-
-    queries: list[Query]
-    candidates: list[Candidate]
-    pools: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -80,11 +58,11 @@ class RecordRenderer:
     def render_query(self, query: Query, rationale: Rationale | None) -> Turn:
         """Return the training sequence of a query: prompt, rationale if any, embedding token."""
         response = f"{rationale.text}" if rationale else ""
-        return self._render(self._build_query_messages(query), query.image_path, response)
+        return self._render(query, self._build_query_messages(query), response)
 
     def render_prompt(self, query: Query) -> Turn:
         """Return a query up to the generation prompt."""
-        return self._render(self._build_query_messages(query), query.image_path, None)
+        return self._render(query, self._build_query_messages(query), None)
 
     def render_candidate(self, candidate: Candidate) -> Turn:
         """Return a candidate and its embedding token; candidates never reason."""
@@ -92,7 +70,7 @@ class RecordRenderer:
         messages = self.candidate_template.build_messages(
             int(candidate.image_path is not None), "", text, -1
         )
-        return self._render(messages, candidate.image_path, "")
+        return self._render(candidate, messages, "")
 
     def _build_query_messages(self, query: Query) -> Messages:
         text = self.processor.truncate(query.text, self.max_text_tokens)
@@ -100,8 +78,16 @@ class RecordRenderer:
             int(query.image_path is not None), query.instruction, text, query.task_id
         )
 
-    def _render(self, messages: Messages, image_path: str | None, response: str | None) -> Turn:
-        images = [load_image(self.root, image_path)] if image_path else []
+    def _render(self, record: Query | Candidate, messages: Messages, response: str | None) -> Turn:
+        try:
+            images = [load_image(self.root, record.image_path)] if record.image_path else []
+        except ImageError as error:
+            name = (
+                f"query {record.query_id!r}"
+                if isinstance(record, Query)
+                else f"candidate {record.candidate_id!r}"
+            )
+            raise ImageError(f"{error} (the picture of {name})") from error
         return Turn(messages, images, response, "" if response is None else self.emb_token)
 
 
@@ -110,7 +96,7 @@ class TrainDataset(Dataset[TrainBatch]):
 
     Args:
         queries: Training queries.
-        pool: Candidates by id.
+        pool: Train pool, which holds all positives and the hard negatives used.
         renderer: Turns records into sequences.
         rationale: `none` trains direct encoding. `teacher` writes the target-blind rationales of
             hard queries before the embedding token. `oracle` also admits rationales that have seen
@@ -127,8 +113,8 @@ class TrainDataset(Dataset[TrainBatch]):
 
     def __init__(
         self,
-        queries: Sequence[Query],
-        pool: Mapping[str, Candidate],
+        queries: QueryTable,
+        pool: CandidateTable,
         renderer: RecordRenderer,
         rationale: RationalePolicy,
         num_hard_negatives: int = 0,
@@ -136,13 +122,14 @@ class TrainDataset(Dataset[TrainBatch]):
     ) -> None:
         self.queries, self.pool, self.renderer, self.rationale = queries, pool, renderer, rationale
         self.num_hard_negatives, self.num_length_chunks = num_hard_negatives, num_length_chunks
-        leaks = [q.query_id for q in queries if q.rationale and q.rationale.source == "oracle"]
-        if rationale == "teacher" and leaks:
+        leaks = np.flatnonzero(queries.rationale_sources == SOURCES.index("oracle"))
+        if rationale == "teacher" and len(leaks):
+            first = decode_id(int(queries.ids[leaks[0]]), MAX_QUERY_NUMBER)
             raise ValueError(
-                f"{len(leaks)} rationales have seen their target, first that of query {leaks[0]}: "
+                f"{len(leaks)} rationales have seen their target, first that of query {first}: "
                 "set data.rationale to 'oracle' to use them as contrastive context all the same"
             )
-        if rationale != "none" and not any(q.rationale for q in queries):
+        if rationale != "none" and (queries.rationale_sources < 0).all():
             raise ValueError(
                 f"data.rationale is {rationale!r} but no training query has a rationale"
             )
@@ -151,11 +138,12 @@ class TrainDataset(Dataset[TrainBatch]):
         return len(self.queries)
 
     def __getitem__(self, indices: list[int]) -> TrainBatch:
-        rows = sorted((self.queries[i] for i in indices), key=self._estimate_length)
+        rows = sorted(self.queries.take(indices), key=self._estimate_length)
         turns = [self.renderer.render_query(q, self._choose_rationale(q)) for q in rows]
-        candidates = [self.pool[q.positive_ids[0]] for q in rows]
-        for query in rows:
-            candidates += [self.pool[i] for i in query.negative_ids[: self.num_hard_negatives]]
+        names = [q.positive_ids[0] for q in rows]
+        names += [i for q in rows for i in q.negative_ids[: self.num_hard_negatives]]
+        candidate_ids = np.array([encode_id(name, MAX_CANDIDATE_NUMBER) for name in names])
+        candidates = self.pool.take(self.pool.find(candidate_ids))
         processor = self.renderer.processor
         size = -(-len(rows) // self.num_length_chunks)
         width = max(len(q.positive_ids) for q in rows)
@@ -166,12 +154,12 @@ class TrainDataset(Dataset[TrainBatch]):
             difficulty=torch.tensor([-1 if q.difficulty is None else q.difficulty for q in rows]),
             positive_ids=torch.tensor(
                 [
-                    [*map(candidate_id_to_int, q.positive_ids)]
+                    [encode_id(name, MAX_CANDIDATE_NUMBER) for name in q.positive_ids]
                     + [-1] * (width - len(q.positive_ids))
                     for q in rows
                 ]
             ),
-            candidate_ids=torch.tensor([candidate_id_to_int(c.candidate_id) for c in candidates]),
+            candidate_ids=torch.from_numpy(candidate_ids),
         )
 
     def _choose_rationale(self, query: Query) -> Rationale | None:
@@ -185,14 +173,14 @@ class TrainDataset(Dataset[TrainBatch]):
 class QueryDataset(Dataset[QueryBatch]):
     """Prompts of an evaluation set's queries."""
 
-    def __init__(self, queries: Sequence[Query], renderer: RecordRenderer) -> None:
+    def __init__(self, queries: QueryTable, renderer: RecordRenderer) -> None:
         self.queries, self.renderer = queries, renderer
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def __getitem__(self, indices: list[int]) -> QueryBatch:
-        rows = [self.queries[i] for i in indices]
+        rows = self.queries.take(indices)
         inputs: EncoderInput = self.renderer.processor(
             [self.renderer.render_prompt(q) for q in rows], "left"
         )
@@ -202,12 +190,12 @@ class QueryDataset(Dataset[QueryBatch]):
 class CandidateDataset(Dataset[CandidateBatch]):
     """An evaluation set's candidates."""
 
-    def __init__(self, candidates: Sequence[Candidate], renderer: RecordRenderer) -> None:
+    def __init__(self, candidates: CandidateTable, renderer: RecordRenderer) -> None:
         self.candidates, self.renderer = candidates, renderer
 
     def __len__(self) -> int:
         return len(self.candidates)
 
     def __getitem__(self, indices: list[int]) -> CandidateBatch:
-        turns = [self.renderer.render_candidate(self.candidates[i]) for i in indices]
+        turns = [self.renderer.render_candidate(c) for c in self.candidates.take(indices)]
         return CandidateBatch(self.renderer.processor(turns), torch.tensor(indices))

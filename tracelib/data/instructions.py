@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -10,8 +11,8 @@ from typing import Literal
 from tracelib.data.jsonl import DataError
 from tracelib.prompts import format_text
 
-PromptPolicy = Literal["fixed", "per_query_hash", "random"]
-_POLICIES = ("fixed", "per_query_hash", "random")
+PromptPolicy = Literal["fixed", "per_query_hash", "random", "all"]
+_POLICIES = ("fixed", "per_query_hash", "random", "all")
 
 
 class InstructionTable:
@@ -20,7 +21,7 @@ class InstructionTable:
     Args:
         path: Tab-separated file: query modality, candidate modality, name, data set id, prompts.
         policy: `fixed` takes a row's first prompt, `per_query_hash` one fixed by the query id,
-            `random` one drawn with `seed`.
+            `random` one drawn with `seed`, `all` each in turn.
         seed: Seed of the `random` policy.
 
     Raises:
@@ -35,23 +36,16 @@ class InstructionTable:
             raise DataError(f"{path}: the file is missing")
         self.path, self.policy, self.seed = path, policy, seed
         self._prompts: dict[tuple[str, str, str], list[str]] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], 2):
-            query_modality, candidate_modality, _, dataset_id, *cells = [
-                cell.strip() for cell in [*line.split("\t"), "", "", "", ""]
-            ]
-            prompts = [format_text(cell) for cell in cells if cell]
-            if not prompts or any(prompt != format_text(prompt) for prompt in prompts):
-                raise DataError(
-                    f"{path}:{number}: {line!r} is not two modalities, a name, a data set id and "
-                    "prompts, split by tabs (a prompt may not begin with a quote and a blank)"
-                )
+        for number, line in enumerate(path.read_bytes().splitlines()[1:], 2):
+            dataset_id, query_modality, candidate_modality, prompts = _parse_line(
+                path, number, line
+            )
             self._prompts[dataset_id, query_modality, candidate_modality] = prompts
 
-    def choose(self, split: str, query_id: str, modalities: tuple[str, str]) -> str:
-        """Return the prompt of a query.
+    def find_prompts(self, query_id: str, modalities: tuple[str, str]) -> list[str]:
+        """Return the prompts of a query's row.
 
         Args:
-            split: Split of the query, part of the `random` policy's seed.
             query_id: Its id `D:N`; `D` is the data set whose row is used.
             modalities: Modality of the query and of its candidates.
 
@@ -64,8 +58,40 @@ class InstructionTable:
                 f"{self.path}: no row for query {query_id!r}: data set id {key[0]}, query modality "
                 f"{modalities[0]!r}, candidate modality {modalities[1]!r}; add it"
             )
-        prompts = self._prompts[key]
+        return self._prompts[key]
+
+    def choose(
+        self, prompts: Sequence[str], split: str, query_id: str, prompt_number: int = 0
+    ) -> str:
+        """Return the prompt of a query.
+
+        Args:
+            prompts: The prompts of its row.
+            split: Split of the query, part of the `random` policy's seed.
+            query_id: Its id `D:N`.
+            prompt_number: Under the policy `all` the prompt asked for, from 1.
+        """
+        if self.policy == "fixed":
+            return prompts[0]
+        if self.policy == "all":
+            return prompts[prompt_number - 1]
         if self.policy == "random":
             return Random(f"{self.seed} {split} {query_id}").choice(prompts)
-        number = zlib.crc32(query_id.encode()) if self.policy == "per_query_hash" else 0
-        return prompts[number % len(prompts)]
+        return prompts[zlib.crc32(query_id.encode()) % len(prompts)]
+
+
+def _parse_line(path: Path, number: int, text: bytes) -> tuple[str, str, str, list[str]]:
+    try:
+        line = text.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: {text[:80]!r} is no UTF-8: {error}") from error
+    query_modality, candidate_modality, _, dataset_id, *cells = [
+        cell.strip() for cell in [*line.split("\t"), "", "", "", ""]
+    ]
+    prompts = [format_text(cell) for cell in cells if cell]
+    if not prompts or any(prompt != format_text(prompt) for prompt in prompts):
+        raise DataError(
+            f"{path}:{number}: {line!r} is not two modalities, a name, a data set id and "
+            "prompts, split by tabs (a prompt may not begin with a quote and a blank)"
+        )
+    return dataset_id, query_modality, candidate_modality, prompts

@@ -78,7 +78,9 @@ def parse_row(text: bytes, path: Path, line: int) -> Row:
     """
     try:
         fields = json.loads(text.decode())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if b"\\ud" in text or b"\\uD" in text:  # the half of a character would fail later on
+            json.dumps(fields, ensure_ascii=False).encode()
+    except (json.JSONDecodeError, UnicodeError) as error:
         raise DataError(f"{path}:{line}: {text[:80]!r} is no JSON in UTF-8: {error}") from error
     if not isinstance(fields, dict):
         raise DataError(f"{path}:{line}: {text[:80]!r} is no JSON object")

@@ -27,6 +27,19 @@ CANONICAL_COLUMNS = (
     "infoseek_task8",
 )
 """The 16 columns of M-BEIR in the order of every published table."""
+DATASET_NAMES = (
+    "visualnews",
+    "fashion200k",
+    "webqa",
+    "edis",
+    "nights",
+    "oven",
+    "infoseek",
+    "fashioniq",
+    "cirr",
+    "mscoco",
+)
+"""M-BEIR's data sets as file names have them; a data set's id is its place."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,11 @@ class Layout:
     def instructions(self) -> Path:
         """The table of instructions."""
         return self.root / "instructions" / "query_instructions.tsv"
+
+    @property
+    def union_up_queries(self) -> Path:
+        """The train queries of all data sets in one file, those of small ones repeated."""
+        return self.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
 
     def query(self, stem: str, split: str) -> Path:
         """Return the query file of a stem."""
@@ -64,6 +82,11 @@ class Layout:
     def rationales(self, dataset: str, split: str) -> Path:
         """Return the rationale rows of a data set."""
         return self.root / "rationales" / f"mbeir_{dataset}_{split}_rationales.jsonl"
+
+    def find_rationales(self, split: str) -> list[Path]:
+        """Return the rationale files of a split, sorted."""
+        pattern = self.rationales("*", split)
+        return sorted(pattern.parent.glob(pattern.name))
 
     def find_pool(self, column: str, split: str) -> Path:
         """Return the local pool to use: that of the split where there is one."""

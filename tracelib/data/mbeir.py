@@ -7,73 +7,47 @@ References:
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from tracelib.data.arrow import ArrowTable
+from tracelib.data.conversion import TableFormat
+from tracelib.data.evaluation_set import EvaluationSet, check_disjoint
+from tracelib.data.formats import CANDIDATES, QRELS, RATIONALES, build_query_format
 from tracelib.data.instructions import InstructionTable, PromptPolicy
 from tracelib.data.jsonl import DataError as DataError
-from tracelib.data.jsonl import Row, read_rows
 from tracelib.data.layout import Layout
-from tracelib.data.rationales import RationaleRow, read_rationales
+from tracelib.data.qrels_table import QrelsTable
+from tracelib.data.query_file import QueryFile, check_joins, check_rationales
+from tracelib.data.query_table import QueryTable
+from tracelib.data.records import MAX_CANDIDATE_NUMBER, decode_id
 from tracelib.data.records import TASK_MODALITIES as TASK_MODALITIES
-from tracelib.data.records import parse_candidate, parse_qrels_line, parse_query
-from tracelib.prompts import format_query
-from tracelib.types import Candidate, Query
+from tracelib.data.table_cache import hash_source, open_table
+from tracelib.data.tables import CandidateTable, RationaleTable
 
-HEADLINE_K = {"fashion200k_task0": 10, "fashion200k_task3": 10, "fashioniq_task7": 10}
-
-
-def headline_k(column: str) -> int:
-    """Return the k of the Recall@k that a column is reported by.
-
-    >>> headline_k("cirr_task7"), headline_k("fashioniq_task7")
-    (5, 10)
-    """
-    return HEADLINE_K.get(column, 5)
-
-
-def check_positives(
-    queries: Iterable[Query],
-    pool: Iterable[Candidate],
-    source: str | Path,
-    num_hard_negatives: int = 0,
-) -> None:
-    """Check that the positives of train queries, and the negatives used, are in the train pool.
-
-    Not for val and test: some of their positives lie in the pools of other columns by design.
-
-    Args:
-        queries: Train queries.
-        pool: Train pool.
-        source: Where the pool came from, for the message.
-        num_hard_negatives: Hard negatives per query that will be used.
-
-    Raises:
-        DataError: One is not.
-    """
-    known = {candidate.candidate_id for candidate in pool}
-    for query in queries:
-        for candidate_id in (*query.positive_ids, *query.negative_ids[:num_hard_negatives]):
-            if candidate_id not in known:
-                role = "positive" if candidate_id in query.positive_ids else "hard negative"
-                raise DataError(
-                    f"{source}: no candidate {candidate_id!r}, a {role} of query "
-                    f"{query.query_id!r} ({query.column}); add it to this pool or drop the query"
-                )
+CACHE_FOLDER = Path(".tracelib", "arrow")
+"""Where tables are kept in a data root."""
 
 
 class MBEIRReader:
-    """Reads the files of an M-BEIR tree strictly, as records with formatted texts.
+    """Reads the files of an M-BEIR tree strictly, as tables of records with formatted texts.
+
+    Each file is converted to a memory-mapped table when it is read first, and again only when its
+    content changes.
 
     Args:
         root: Folder that holds `query`, `cand_pool`, `qrels`, `instructions` and the pictures.
+        cache_dir: Folder to keep the tables in; None keeps them in `.tracelib` of the root.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
         self.root = root
         self._layout = Layout(root)
+        self._cache = root / CACHE_FOLDER
+        if cache_dir is not None:
+            digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()
+            self._cache = Path(cache_dir) / f"{root.resolve().name}-{digest[:8]}"
 
     def columns(self, split: str) -> list[str]:
         """Return the columns of a split, those of M-BEIR first in canonical order.
@@ -91,14 +65,15 @@ class MBEIRReader:
         column: str | None = None,
         prompt_policy: PromptPolicy = "fixed",
         seed: int = 0,
-    ) -> list[Query]:
+    ) -> QueryTable:
         """Read queries with their instructions, positives and rationales.
 
         Args:
             split: `train`, `val` or `test`.
             column: Read this column only; None reads all.
             prompt_policy: Which prompt of a query's instruction row is used: `fixed` the first,
-                `per_query_hash` one fixed by the query id, `random` one drawn with `seed`.
+                `per_query_hash` one fixed by the query id, `random` one drawn with `seed`, `all`
+                each: the query then comes once with every prompt.
             seed: Seed of the `random` policy.
 
         Raises:
@@ -106,132 +81,185 @@ class MBEIRReader:
             ValueError: There is no such prompt policy.
         """
         instructions = InstructionTable(self._layout.instructions, prompt_policy, seed)
-        queries: list[Query] = []
-        for stem in self._select_stems(split, column):
-            dataset, _, file_task = stem.partition("_task")
-            qrels = None if split == "train" else self.read_qrels(split, stem)
-            rationale_path = self._layout.rationales(dataset, split)
-            rationales = read_rationales(rationale_path) if rationale_path.exists() else {}
-            seen: set[str] = set()
-            for row in read_rows(self._layout.query(stem, split)):
-                query = parse_query(row, dataset, int(file_task) if file_task else None)
-                if query.query_id in seen:
-                    raise row.error(f"qid {query.query_id!r} occurs twice in this file")
-                seen.add(query.query_id)
-                if column not in (None, query.column):
-                    continue
-                query = _join_instruction(query, instructions, split)
-                if qrels is not None:
-                    query = _join_positives(row, query, qrels)
-                queries.append(_join_rationale(row, query, rationales))
-        return queries
+        stems = self._layout.find_stems(split)
+        if column is not None:
+            stem = column.rpartition("_task")[0] if split == "train" else column
+            if stem not in stems:
+                raise DataError(f"{self.root}: no {column!r} in split {split!r}; there are {stems}")
+            task_id = int(column.rpartition("_task")[2]) if split == "train" else None
+            files = [self._open_query_file(split, stem, task_id)]
+        else:
+            files = [self._open_query_file(split, stem) for stem in stems]
+            datasets = dict.fromkeys(file.dataset for file in files)
+            for dataset in datasets:
+                check_rationales([file for file in files if file.dataset == dataset])
+        return QueryTable(split, files, instructions)
 
-    def read_pool(self, split: str, column: str) -> list[Candidate]:
+    def read_union_up_queries(
+        self, prompt_policy: PromptPolicy = "fixed", seed: int = 0
+    ) -> QueryTable:
+        """Read the train queries of all data sets from the file that repeats those of small ones.
+
+        Args:
+            prompt_policy: As for `read_queries`; a query that is repeated keeps its prompt.
+            seed: Seed of the `random` policy.
+
+        Raises:
+            DataError: A file breaks the format, or a query is of no data set of M-BEIR.
+            ValueError: There is no such prompt policy.
+        """
+        instructions = InstructionTable(self._layout.instructions, prompt_policy, seed)
+        table_format = build_query_format(None, repeats_ids=True)
+        table = self._open(self._layout.union_up_queries, table_format)
+        file = QueryFile(table, None, None, self.read_rationales("train"))
+        check_joins(file)
+        check_rationales([file])
+        return QueryTable("train", [file], instructions)
+
+    def read_evaluation_set(
+        self, split: str, prompt_policy: PromptPolicy = "fixed", seed: int = 0
+    ) -> EvaluationSet:
+        """Read the queries and the pools of all columns of a split.
+
+        Args:
+            split: `val` or `test`.
+            prompt_policy: As for `read_queries`.
+            seed: Seed of the `random` policy.
+
+        Raises:
+            DataError: A file breaks the format, or a candidate is in two pools.
+            ValueError: There is no such prompt policy.
+        """
+        columns = self.columns(split)
+        queries = self.read_queries(split, None, prompt_policy, seed)
+        pools = [self._open(self._layout.find_pool(name, split), CANDIDATES) for name in columns]
+        check_disjoint(pools)
+        candidates = CandidateTable(pools)
+        return EvaluationSet(
+            queries,
+            candidates,
+            dict(zip(columns, queries.spans, strict=True)),
+            dict(zip(columns, candidates.spans, strict=True)),
+        )
+
+    def read_pool(self, split: str, column: str) -> CandidateTable:
         """Read a column's local pool, the one of the split where pools differ by split.
 
         Raises:
             DataError: The file is missing, empty, or breaks the format.
         """
-        return _read_candidates(self._layout.find_pool(column, split))
+        return CandidateTable([self._open(self._layout.find_pool(column, split), CANDIDATES)])
 
-    def read_union_pool(self, split: str) -> list[Candidate]:
+    def read_union_pool(self, split: str) -> CandidateTable:
         """Read the union pool; for train it is the only pool.
 
         Raises:
             DataError: The file is missing, empty, or breaks the format.
         """
-        return _read_candidates(self._layout.union_pool(split))
+        return CandidateTable([self._open(self._layout.union_pool(split), CANDIDATES)])
 
-    def read_qrels(self, split: str, column: str) -> dict[str, tuple[str, ...]]:
+    def read_qrels(self, split: str, column: str) -> QrelsTable:
         """Read the positives of each query of a column, those of other columns' pools included.
 
         Raises:
             DataError: The file is missing or names no positive, or a line breaks the format.
         """
-        path = self._layout.qrels(column, split)
-        if not path.exists():
-            raise DataError(f"{path}: the file is missing")
-        positives: defaultdict[str, list[str]] = defaultdict(list)
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            query_id, candidate_id, relevant = parse_qrels_line(Row({}, path, number), line)
-            if relevant and candidate_id not in positives[query_id]:
-                positives[query_id].append(candidate_id)
-        if not positives:
-            raise DataError(f"{path}: the file names no positive; each query needs one")
-        return {query_id: tuple(ids) for query_id, ids in positives.items()}
+        return QrelsTable(self._open(self._layout.qrels(column, split), QRELS))
 
-    def read_rationales(self, split: str) -> dict[str, RationaleRow]:
-        """Read the rationale rows of all data sets of a split, by query id; `{}` without any.
+    def read_rationales(self, split: str) -> RationaleTable:
+        """Read the rationale rows of all data sets of a split; none where there is no file.
 
         Raises:
             DataError: A file breaks the format.
         """
-        rows: dict[str, RationaleRow] = {}
-        pattern = self._layout.rationales("*", split)
-        for path in sorted(pattern.parent.glob(pattern.name)):
-            rows |= read_rationales(path)
-        return rows
+        paths = self._layout.find_rationales(split)
+        return RationaleTable([self._open(path, RATIONALES) for path in paths])
+
+    def read_sources(self, split: str) -> dict[str, tuple[str, str, str]]:
+        """Return the SHA-256 of each column's query file, of the prompts, and of its local pool.
+
+        Raises:
+            DataError: A file is missing.
+        """
+        sources = {}
+        for column in self.columns(split):
+            query, pool = self._layout.query(column, split), self._layout.find_pool(column, split)
+            query_hash, prompt_hash, pool_hash = (
+                hash_source(path, self._find_cache(path))
+                for path in (query, self._layout.instructions, pool)
+            )
+            sources[column] = (query_hash, prompt_hash, pool_hash)
+        return sources
 
     def file_hashes(self, split: str) -> dict[str, str]:
-        """Return the SHA-256 of each query, pool and qrels file of a split, by relative path.
+        """Return the SHA-256 of prompts and of each query, pool and qrels file, by relative path.
 
         Raises:
             DataError: There is no query file of the split.
         """
-        paths = {self._layout.union_pool(split)}
+        paths = {self._layout.instructions, self._layout.union_pool(split)}
         for stem in self._layout.find_stems(split):
             paths |= {self._layout.query(stem, split), self._layout.qrels(stem, split)}
             paths |= set() if split == "train" else {self._layout.find_pool(stem, split)}
-        hashes = {}
-        for path in sorted(path for path in paths if path.exists()):
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            hashes[path.relative_to(self.root).as_posix()] = digest.hexdigest()
-        return hashes
+        return {
+            path.relative_to(self.root).as_posix(): hash_source(path, self._find_cache(path))
+            for path in sorted(path for path in paths if path.exists())
+        }
 
-    def _select_stems(self, split: str, column: str | None) -> list[str]:
-        """Return the stems of the query files to read: columns, or the data sets of train."""
-        stems = self._layout.find_stems(split)
-        if column is None:
-            return stems
-        stem = column.rpartition("_task")[0] if split == "train" else column
-        if stem not in stems:
-            raise DataError(f"{self.root}: no {column!r} in split {split!r}; there are {stems}")
-        return [stem]
-
-
-def _join_instruction(query: Query, instructions: InstructionTable, split: str) -> Query:
-    """Set instruction and text so that both, joined by a blank, are M-BEIR's query string."""
-    modalities = TASK_MODALITIES[query.task_id]
-    instruction = instructions.choose(split, query.query_id, modalities)
-    text = format_query(instruction, query.text)[len(instruction) + 1 :]
-    return replace(query, instruction=instruction, text=text)
-
-
-def _join_positives(row: Row, query: Query, qrels: Mapping[str, tuple[str, ...]]) -> Query:
-    if not (positive_ids := qrels.get(query.query_id)):
-        raise row.error(f"qid {query.query_id!r} has no positive in the qrels of {query.column}")
-    negative_ids = tuple(key for key in query.negative_ids if key not in positive_ids)
-    return replace(query, positive_ids=positive_ids, negative_ids=negative_ids)
-
-
-def _join_rationale(row: Row, query: Query, rationales: Mapping[str, RationaleRow]) -> Query:
-    if (found := rationales.get(query.query_id)) is None:
-        return query
-    if found.task_id != query.task_id:
-        raise row.error(
-            f"task_id {query.task_id}, but {found.task_id} in the rationale of {query.query_id!r}"
+    def _open_query_file(self, split: str, stem: str, task_id: int | None = None) -> QueryFile:
+        """Open a query file with what belongs to it, and check that these fit together."""
+        dataset, _, file_task = stem.partition("_task")
+        path = self._layout.rationales(dataset, split)
+        file = QueryFile(
+            self._open(
+                self._layout.query(stem, split),
+                build_query_format(int(file_task) if file_task else None),
+            ),
+            dataset,
+            None if split == "train" else self.read_qrels(split, stem),
+            RationaleTable([self._open(path, RATIONALES)] if path.exists() else []),
+            task_id,
         )
-    return replace(query, rationale=found.rationale, difficulty=found.difficulty)
+        check_joins(file)
+        return file
+
+    def _open(self, source: Path, table_format: TableFormat) -> ArrowTable:
+        return open_table(source, self._find_cache(source), table_format)
+
+    def _find_cache(self, source: Path) -> Path:
+        """Return the folder that a source file's table is kept in."""
+        return self._cache / source.relative_to(self.root)
 
 
-def _read_candidates(path: Path) -> list[Candidate]:
-    pool: dict[str, Candidate] = {}
-    for row in read_rows(path):
-        candidate = parse_candidate(row)
-        if candidate.candidate_id in pool:
-            raise row.error(f"did {candidate.candidate_id!r} occurs twice in this pool")
-        pool[candidate.candidate_id] = candidate
-    return list(pool.values())
+def check_positives(
+    queries: QueryTable,
+    pool: CandidateTable,
+    source: str | Path,
+    num_hard_negatives: int = 0,
+) -> None:
+    """Check that the positives of train queries, and the negatives used, are in the train pool.
+
+    Not for val and test: some of their positives lie in the pools of other columns by design.
+
+    Args:
+        queries: Train queries.
+        pool: Train pool.
+        source: Where the pool came from, for the message.
+        num_hard_negatives: Hard negatives per query that will be used.
+
+    Raises:
+        DataError: One is not.
+    """
+    offsets, ids = queries.listed_negatives
+    is_used = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets)) < num_hard_negatives
+    for role, starts, needed, is_needed in (
+        ("positive", *queries.positives, np.True_),
+        ("hard negative", offsets, ids, is_used),
+    ):
+        for spot in np.flatnonzero((pool.find(needed) < 0) & is_needed)[:1].tolist():
+            query = queries[int(np.searchsorted(starts, spot, side="right")) - 1]
+            name = decode_id(int(needed[spot]), MAX_CANDIDATE_NUMBER)
+            raise DataError(
+                f"{source}: no candidate {name!r}, a {role} of query {query.query_id!r} "
+                f"({query.column}); add it to this pool or drop the query"
+            )

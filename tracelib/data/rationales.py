@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tracelib.data.jsonl import Row, read_rows, strip_control_tokens, write_rows
+from tracelib.data.jsonl import Row, strip_control_tokens, write_rows
+from tracelib.data.records import MAX_QUERY_NUMBER, parse_id
 from tracelib.types import Rationale
 
 
@@ -55,21 +56,6 @@ class RationaleRow:
         return Rationale(self.reasoning, self.answer, self.source)
 
 
-def read_rationales(path: Path) -> dict[str, RationaleRow]:
-    """Read a file of rationale rows, by query id.
-
-    Raises:
-        DataError: A row breaks the format given at the top of this module, or a query id repeats.
-    """
-    rows: dict[str, RationaleRow] = {}
-    for row in read_rows(path):
-        rationale = _parse_row(row)
-        if rationale.query_id in rows:
-            raise row.error(f"qid {rationale.query_id!r} has a row already")
-        rows[rationale.query_id] = rationale
-    return rows
-
-
 def write_rationales(path: Path, rows: Iterable[RationaleRow]) -> None:
     """Write rationale rows to a file, in full or not at all."""
     write_rows(
@@ -90,7 +76,12 @@ def write_rationales(path: Path, rows: Iterable[RationaleRow]) -> None:
     )
 
 
-def _parse_row(row: Row) -> RationaleRow:
+def parse_rationale(row: Row) -> RationaleRow:
+    """Parse a rationale row.
+
+    Raises:
+        DataError: It breaks the format given at the top of this module.
+    """
     difficulty = row.require_int("difficulty", range(2))
     reasoning, answer = (
         strip_control_tokens(row.get_text(name)).strip() for name in ("reasoning", "answer")
@@ -107,7 +98,7 @@ def _parse_row(row: Row) -> RationaleRow:
     if confidence is not None and not (type(confidence) in (int, float) and 0 <= confidence <= 1):
         raise row.error(f"cot_conf {confidence!r} is neither null nor a number in 0 .. 1")
     return RationaleRow(
-        query_id=str(row.require("qid")),
+        query_id=parse_id(row, row.require("qid"), MAX_QUERY_NUMBER),
         task_id=row.require_int("task_id", range(9)),
         difficulty=difficulty,
         reasoning=reasoning or None,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from tracelib.data.jsonl import Row, strip_control_tokens
-from tracelib.prompts import format_text
 from tracelib.types import Candidate, Query
 
 TASK_MODALITIES: dict[int, tuple[str, str]] = {
@@ -21,7 +21,7 @@ TASK_MODALITIES: dict[int, tuple[str, str]] = {
 """Query and candidate modality of each live task; task 5 is declared in M-BEIR and never used."""
 MAX_QUERY_NUMBER = 500_000
 MAX_CANDIDATE_NUMBER = 10_000_000
-_ID = re.compile(r"(0|[1-9][0-9]*):([1-9][0-9]*)", re.ASCII)
+_ID = re.compile(r"(0|[1-9][0-9]{0,4}):([1-9][0-9]*)", re.ASCII)
 
 
 def parse_query(row: Row, dataset: str, file_task: int | None) -> Query:
@@ -58,14 +58,14 @@ def parse_query(row: Row, dataset: str, file_task: int | None) -> Query:
 
 
 def parse_candidate(row: Row) -> Candidate:
-    """Parse a candidate; its text is formatted.
+    """Parse a candidate, with its raw text.
 
     Raises:
         DataError: The row breaks the format.
     """
     candidate_id = parse_id(row, row.require("did"), MAX_CANDIDATE_NUMBER)
     text, image_path = _parse_content(row, "txt", "img_path", "modality")
-    return Candidate(candidate_id, format_text(text), image_path, row.fields["modality"])
+    return Candidate(candidate_id, text, image_path, row.fields["modality"])
 
 
 def parse_qrels_line(row: Row, line: str) -> tuple[str, str, bool]:
@@ -88,12 +88,41 @@ def parse_id(row: Row, value: object, limit: int) -> str:
     """Return an id, checked: a number beyond its limit would alias into the next data set.
 
     Raises:
-        DataError: It is not of the form `D:N`, or N is not in 1 .. `limit` - 1.
+        DataError: It is not of the form `D:N`, or D is not in 0 .. 99999, or N is not in
+            1 .. `limit` - 1.
     """
     match = _ID.fullmatch(value) if isinstance(value, str) else None
     if not match or int(match[2]) >= limit:
-        raise row.error(f"id {value!r} is not 'D:N' with N in 1 .. {limit - 1}")
+        raise row.error(f"id {value!r} is not 'D:N' with N in 1 .. {limit - 1} and D in 0 .. 99999")
     return match[0]
+
+
+def encode_id(name: str, limit: int) -> int:
+    """Return M-BEIR's integer form of an id.
+
+    Args:
+        name: A checked id `D:N`.
+        limit: `MAX_QUERY_NUMBER` or `MAX_CANDIDATE_NUMBER`.
+
+    >>> encode_id("5:1", MAX_QUERY_NUMBER), encode_id("6:7", MAX_CANDIDATE_NUMBER)
+    (2500001, 60000007)
+    """
+    dataset_id, number = name.split(":")
+    return int(dataset_id) * limit + int(number)
+
+
+def decode_id(number: int, limit: int) -> str:
+    """Return the id `D:N` of M-BEIR's integer form.
+
+    >>> decode_id(2500001, MAX_QUERY_NUMBER), decode_id(60000007, MAX_CANDIDATE_NUMBER)
+    ('5:1', '6:7')
+    """
+    return f"{number // limit}:{number % limit}"
+
+
+def decode_ids(numbers: Iterable[int], limit: int) -> tuple[str, ...]:
+    """Return the ids `D:N` of several integers, as `decode_id` does."""
+    return tuple([f"{number // limit}:{number % limit}" for number in numbers])
 
 
 def _parse_task(row: Row, file_task: int | None) -> int:
