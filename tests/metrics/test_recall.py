@@ -3,7 +3,7 @@ import torch
 
 from tests.reference.recall import any_hit, fractional
 from tracelib.metrics.recall import RecallAtK, hit_at_k
-from tracelib.retrieval.search import search_top_k
+from tracelib.retrieval.search import TopKSearch
 
 # M-BEIR in miniature. Documents 0 .. 3 are the column's own pool, 4 is from another dataset.
 QUERIES = torch.tensor([[4.0, 0, 3], [3, 4, 0], [1, 1, 0]])
@@ -12,8 +12,14 @@ POSITIVES = [[0, 4], [1], [2]]
 KS = (1, 2, 4, 5)
 
 
+def search_pool(queries, documents):
+    search = TopKSearch(queries, k=5)
+    search.add(documents, 0)
+    return search.result()
+
+
 def rank_pool(documents=DOCUMENTS):
-    return search_top_k(QUERIES, documents, k=min(5, len(documents)))[1]
+    return search_pool(QUERIES, documents)[1]
 
 
 def recall_of(ranked_ids, positives, ks=KS):
@@ -58,7 +64,7 @@ def test_query_without_positive_in_the_pool_stays_in_the_mean():
 
 def test_reference_image_of_the_query_is_not_excluded():
     pool = torch.tensor([[1.0, 0], [0.8, 0.6]])  # variant C: the query's own image, the target
-    ranked_ids = search_top_k(torch.tensor([[1.0, 0]]), pool, k=2)[1]
+    ranked_ids = search_pool(torch.tensor([[1.0, 0]]), pool)[1]
     assert recall_of(ranked_ids, [[1]], (1, 5)) == [0, 1]
 
 
@@ -72,9 +78,8 @@ def test_positive_of_another_dataset_counts_in_the_union_pool():
 
 
 def test_hit_at_a_score_of_zero_or_below_counts():
-    scores, ranked_ids = search_top_k(
-        torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 1], [-1, 0]]), k=2
-    )
+    pool = torch.tensor([[0.0, 1], [-1, 0]])
+    scores, ranked_ids = search_pool(torch.tensor([[1.0, 0]]), pool)
     assert scores.tolist() == [[0, -1]]
     assert hit_at_k(ranked_ids, [[0]], 1).item() == 1
     assert hit_at_k(ranked_ids, [[1]], 2).item() == 1

@@ -1,6 +1,6 @@
 """Any-hit recall, which M-BEIR calls Recall@k (others: hit rate, success@k).
 
-Shapes: Q queries, K ranked candidates per query, P positives per query.
+Shapes: Q queries, K ranked candidates per query, P positives of the query with most.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-Positives = Tensor | Sequence[Sequence[int]]
+from tracelib.metrics.ranking import RaggedIds, first_positive_rank, hit_within_k, mark_positives
+
+Positives = RaggedIds | Tensor | Sequence[Sequence[int]]
 
 
 def hit_at_k(ranked_ids: Tensor, positives: Positives, k: int) -> Tensor:
@@ -38,17 +40,8 @@ def hit_at_k(ranked_ids: Tensor, positives: Positives, k: int) -> Tensor:
     >>> hit_at_k(torch.tensor([[4, 2], [0, 1]]), [[2, 9], []], k=2)
     tensor([1., 0.])
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; recall needs k >= 1")
-    if ranked_ids.ndim != 2:
-        raise ValueError(f"ranked_ids has shape {tuple(ranked_ids.shape)}; expected [Q, K]")
-    padded = _pad_positives(positives, ranked_ids.device)
-    if padded.shape[0] != ranked_ids.shape[0]:
-        raise ValueError(f"positives for {padded.shape[0]} queries, but {len(ranked_ids)} rankings")
-    hits = torch.zeros(len(ranked_ids), dtype=torch.bool, device=ranked_ids.device)
-    for ids in ranked_ids[:, :k].unbind(dim=1):  # rank by rank: [Q, k, P] would not fit for OVEN
-        hits |= ((ids[:, None] == padded) & (padded >= 0)).any(dim=1)
-    return hits.float()
+    first_rank = first_positive_rank(mark_positives(ranked_ids, _unite(positives)))
+    return hit_within_k(first_rank, k).float()
 
 
 class RecallAtK(Metric):
@@ -96,10 +89,10 @@ class RecallAtK(Metric):
         return {f"recall@{k}": recall for k, recall in zip(self.ks, recalls, strict=True)}
 
 
-def _pad_positives(positives: Positives, device: torch.device) -> Tensor:
-    """Return positives as `[Q, P]` on `device`, short rows filled with -1."""
+def _unite(positives: Positives) -> RaggedIds:
+    """Return positives of any form as ragged lists."""
+    if isinstance(positives, RaggedIds):
+        return positives
     if isinstance(positives, Tensor):
-        return positives.to(device)
-    width = max((len(row) for row in positives), default=0)
-    rows = [[*row, *[-1] * (width - len(row))] for row in positives]
-    return torch.tensor(rows, dtype=torch.long, device=device).reshape(len(rows), width)
+        return RaggedIds.from_padded(positives)
+    return RaggedIds.from_lists(positives)

@@ -17,16 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-_TASK_NAMES = {
-    0: "text -> image",
-    1: "text -> text",
-    2: "text -> image,text",
-    3: "image -> text",
-    4: "image -> image",
-    6: "image,text -> text",
-    7: "image,text -> image",
-    8: "image,text -> image,text",
-}
+from tracelib.retrieval.columns import TASK_NAMES, canonical_place, read_task_id
+
 _TSV_HEADER = "TaskID\tTask\tDataset\tSplit\tMetric\tCandPool\tValue\tUnionPool\tUnionValue\n"
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "tracelib")
 _ALL = "all"
@@ -108,7 +100,7 @@ def write_run_file(
     for query_id, ids, values in rankings:
         for rank, (candidate_id, score) in enumerate(zip(ids, values, strict=True), start=1):
             text += f"{query_id} Q0 {candidate_id} {rank} {score!s} {run_id} {task_id}\n"
-    _write_text(path, text)
+    write_whole(path, text)
 
 
 def write_results_tsv(path: Path, rows: Sequence[ResultRow], split: str) -> None:
@@ -119,7 +111,7 @@ def write_results_tsv(path: Path, rows: Sequence[ResultRow], split: str) -> None
 
     Args:
         path: The file to write.
-        rows: Rows of one run and gate; sorted here by task, otherwise kept in order.
+        rows: Rows of one run and gate; sorted here by task, then by M-BEIR's order of columns.
         split: `val` or `test`.
 
     Raises:
@@ -137,14 +129,15 @@ def write_results_tsv(path: Path, rows: Sequence[ResultRow], split: str) -> None
             raise ValueError(f"{path.name}: {row} is given twice, or its pool has no place here")
         pools[row.pool] = row.value
     text = _TSV_HEADER
-    for column, metric in sorted(values, key=lambda key: _read_task_id(key[0])):
-        task_id, pools = _read_task_id(column), values[column, metric]
-        cells = [str(task_id), _TASK_NAMES[task_id], column, split, metric.capitalize()]
+    order = {name: (read_task_id(name), canonical_place(name)) for name, _ in values}
+    for column, metric in sorted(values, key=lambda key: order[key[0]]):
+        task_id, pools = read_task_id(column), values[column, metric]
+        cells = [str(task_id), TASK_NAMES[task_id], column, split, metric.capitalize()]
         local = f"{column}_{split}" if column.startswith("mscoco_") else column
         for pool, name in (("local", local), ("union", "union")):
             cells += [name, f"{pools[pool]:.4f}"] if pool in pools else ["", ""]
         text += "\t".join(cells) + "\n"
-    _write_text(path, text)
+    write_whole(path, text)
 
 
 def collect_provenance(
@@ -198,7 +191,7 @@ def write_results(path: Path, rows: Sequence[ResultRow], provenance: Mapping[str
     if undefined:
         raise ValueError(f"{path.name}: {undefined[0]} is not finite; leave it out")
     content = {"provenance": provenance, "rows": [dataclasses.asdict(row) for row in rows]}
-    _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_results(path: Path) -> tuple[list[ResultRow], dict[str, Any]]:
@@ -212,13 +205,6 @@ def read_results(path: Path) -> tuple[list[ResultRow], dict[str, Any]]:
         return [ResultRow(**row) for row in content["rows"]], content["provenance"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no results file of write_results: {error}") from error
-
-
-def _read_task_id(column: str) -> int:
-    digits = column.rpartition("_task")[2]
-    if not digits.isdecimal() or int(digits) not in _TASK_NAMES:
-        raise ValueError(f"column {column!r} must end in _task<id>, id in {list(_TASK_NAMES)}")
-    return int(digits)
 
 
 def _read_version(package: str) -> str | None:
@@ -239,8 +225,8 @@ def _cut_paths(value: Any) -> Any:
     return value
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, making its folder when needed."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, making its folder when needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
