@@ -8,7 +8,7 @@ SCENES := data/scenes/scenes.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup scenes quickstart eval tensorboard pretrain test test-slow lint type check clean clean-all
+.PHONY: help setup scenes quickstart eval tensorboard pretrain test test-slow lint type check bench clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ type: $(STAMP) ## Check types
 	$(BIN)/mypy tracelib
 
 check: lint type test ## Everything a change must pass
+
+bench: $(STAMP) ## Measure reading and search against their limits (minutes, 8 GB of disk)
+	$(BIN)/python experiments/bench/reader.py
+	$(BIN)/python experiments/bench/search.py
 
 clean: ## Remove caches and build outputs
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

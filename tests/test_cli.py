@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -83,7 +84,7 @@ def test_help_names_every_verb_on_its_own_line(words, capsys):
     text = capsys.readouterr().out
     verbs = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
     assert verbs == ["fit", "validate", "test", "predict", *VERBS]
-    assert "{fit,validate,test,predict,scenes,pretrain,evaluate}" in text
+    assert f"{{fit,validate,test,predict,{','.join(VERBS)}}}" in text
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "fit"])
@@ -92,7 +93,15 @@ def test_help_of_a_verb_explains_its_options(verb, capsys):
         main([verb, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    expected = {"scenes": "--num_train", "pretrain": "--warmup_steps", "evaluate": "--against"}
+    expected = {
+        "scenes": "--num_train",
+        "pretrain": "--warmup_steps",
+        "evaluate": "--against",
+        "compare": "--num_resamples",
+        "mmeb": "--query_rewrites",
+        "check": "--pictures",
+        "download": "--dry_run",
+    }
     assert expected.get(verb, "--data.rationale") in text
     assert text.startswith("usage: python -m tracelib ")
 
@@ -206,20 +215,67 @@ def test_test_ranks_the_test_split(args, run, folder):
     logged = read_metrics(new)
     assert {f"test/union/{column}/recall@5" for column in COLUMNS} <= set(logged)
     assert not any(name.startswith("val/") for name in logged)
+    rows, provenance = read_results(new / "evaluation" / "always" / "results.json")
+    values = {(row.column, row.pool, row.subset, row.metric): row.value for row in rows}
+    for pool in ("local", "union"):
+        mean = values["all", pool, "all", "headline"]
+        assert logged[f"test/{pool}/mean_recall"] == [pytest.approx(mean)]
+    assert provenance["split"] == "test"
+    assert provenance["config"]["model"]["max_rationale_tokens"] == 5
 
 
-def test_predict_embeds_the_test_split(args, run, tmp_path):
-    writer = "tracelib.callbacks.prediction_writer.PredictionWriter"
-    callback = {"class_path": writer, "init_args": {"output_dir": str(tmp_path / "out")}}
-    options = [f"--trainer.callbacks+={json.dumps(callback)}", "--return_predictions=false"]
-    main(["predict", *args, *options, f"--ckpt_path={find_checkpoint(run)}"])
-    counts = {
-        side: sum(
-            len(path.read_text().splitlines()) for path in tmp_path.glob(f"out/{side}*.jsonl")
-        )
-        for side in ("queries", "candidates")
-    }
-    assert counts == {"queries": 32, "candidates": 64}
+@pytest.fixture(scope="module")
+def predicted(make_args, run, tmp_path_factory):
+    """Arguments, and the folder with the store and the log of a `predict`."""
+    folder = tmp_path_factory.mktemp("predict")
+    args = [*make_args(folder), f"--ckpt_path={find_checkpoint(run)}"]
+    main(["predict", *args])
+    return args, folder
+
+
+def read_store(folder):
+    paths = [path for path in (folder / "embeddings").rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def test_predict_fills_the_store_and_writes_rationales(predicted):
+    _, folder = predicted
+    rows = [np.load(path) for path in (folder / "embeddings").rglob("*.npy")]
+    queries = [part for part in rows if "token_ids" in part.dtype.names]
+    assert sum(map(len, queries)) == 32
+    assert sum(map(len, rows)) == 32 + 64
+    for part in rows:
+        norms = np.linalg.norm(part["embedding"].astype(np.float64), axis=1)
+        np.testing.assert_allclose(norms, 1, atol=1e-6)
+    (path,) = folder.glob("tiny/version_*/rationales.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 32
+    assert all(line["thinks"] and line["rationale"] for line in lines)
+
+
+def test_test_after_predict_embeds_nothing(predicted):
+    args, folder = predicted
+    before = read_store(folder)
+    main(["test", *args])
+    assert read_store(folder) == before
+    (path,) = folder.glob("tiny/version_*/evaluation/always/results.json")
+    metrics = {row.metric for row in read_results(path)[0]}
+    assert "recall@5" in metrics
+    assert "queries_per_second" not in metrics  # nobody timed it now
+
+
+def test_all_prompts_are_asked_and_told_apart(make_args, tmp_path):
+    main(["test", *make_args(tmp_path), "--data.prompt_policy=all"])
+    folder = tmp_path / "tiny" / "version_0" / "evaluation" / "always"
+    rows, provenance = read_results(folder / "results.json")
+    subsets = {row.subset for row in rows if row.column == COLUMNS[0]}
+    prompts = sorted(subset for subset in subsets if subset.startswith("prompt_"))
+    assert len(prompts) > 1
+    values = {(row.subset, row.metric): row.value for row in rows if row.column == COLUMNS[0]}
+    of_prompts = [values[prompt, "recall@5"] for prompt in prompts]
+    assert values["all", "recall@5"] == pytest.approx(sum(of_prompts) / len(prompts))
+    assert provenance["prompt_policy"] == "all"
+    assert len(list((folder / "run_files").glob(f"*{COLUMNS[0]}*prompt1_run.txt"))) == 2
 
 
 def test_evaluate_shows_every_gate_of_the_newest_runs(evaluated):
@@ -235,7 +291,7 @@ def test_evaluate_shows_every_gate_of_the_newest_runs(evaluated):
     assert (folder.parents[2] / "page.md").read_text() == (
         f"before\n<!-- table -->\n\n{text}\n<!-- /table -->\nafter\n"
     )
-    lines = (folder / "results.tsv").read_text().splitlines()
+    lines = (folder / "always" / "results.tsv").read_text().splitlines()
     assert len(lines) == 1 + len(COLUMNS) * 5
 
 
@@ -269,17 +325,34 @@ def test_evaluate_reports_what_each_gate_does(evaluated):
 
 
 def test_run_files_hold_the_rankings(evaluated, root):
-    folder = evaluated[2] / "run_files"
-    assert {path.name for path in folder.iterdir()} == {"tiny", "direct"}
-    assert {path.name for path in (folder / "tiny").iterdir()} == set(GATES)
-    local = folder / "tiny" / "never" / "mbeir_scenes_task3_single_pool_val_k8_run.txt"
-    union = folder / "tiny" / "never" / "mbeir_scenes_task3_union_pool_val_k50_run.txt"
+    folder = evaluated[2]
+    assert {path.parent.name for path in folder.glob("*/results.json")} == set(GATES)
+    local = folder / "never" / "run_files" / "mbeir_scenes_task3_single_pool_val_k8_run.txt"
+    union = folder / "never" / "run_files" / "mbeir_scenes_task3_union_pool_val_k50_run.txt"
     for path, depth in ((local, 8), (union, 50)):
         lines = [line.split() for line in path.read_text().splitlines()]
         assert [int(line[3]) for line in lines] == list(range(1, depth + 1)) * 4
     pool = root / "cand_pool" / "local" / "mbeir_scenes_task3_val_cand_pool.jsonl"
     ids = {json.loads(line)["did"] for line in pool.read_text().splitlines()}
     assert {line.split()[2] for line in local.read_text().splitlines()} == ids
+
+
+def test_compare_reads_what_evaluate_wrote(evaluated, run, direct_run, tmp_path, capsys):
+    path = tmp_path / "comparison.json"
+    main(["compare", str(direct_run), str(run), "--split=val", f"--json_file={path}"])
+    assert "scenes_task3" in capsys.readouterr().out
+    compared = json.loads(path.read_text())
+    assert (compared["a"]["gate"], compared["b"]["gate"]) == ("never", "always")
+    rows = {(r["column"], r["pool"]): r for r in compared["rows"]}
+    assert len(rows) == 2 * (len(COLUMNS) + 1)
+
+
+def test_compare_refuses_other_prompts(evaluated, run, direct_run, tmp_path):
+    other = shutil.copytree(direct_run, tmp_path / "other")
+    path = other / "evaluation_val" / "never" / "results.json"
+    path.write_text(path.read_text().replace('"prompt_policy": "fixed"', '"prompt_policy": "all"'))
+    with pytest.raises(ValueError, match="prompt_policy is 'fixed' in A and 'all' in B"):
+        main(["compare", str(run), str(other), "--split=val"])
 
 
 def test_evaluate_takes_a_thinking_run_without_router(args, folder, run, tmp_path):
@@ -294,7 +367,8 @@ def test_evaluate_tells_two_runs_of_one_recipe_apart(args, run, tmp_path):
     for version in (0, 1):
         shutil.copytree(run, tmp_path / "tiny" / f"version_{version}")
     folders = [tmp_path / "tiny" / f"version_{version}" for version in (1, 0)]
-    main(["evaluate", f"--run={folders[0]}", f"--against={folders[1]}"])
+    runs = f"--runs_folder={tmp_path}"
+    main(["evaluate", f"--run={folders[0]}", f"--against={folders[1]}", runs])
     rows, provenance = read_results(folders[0] / "evaluation" / "results.json")
     names = list(dict.fromkeys(row.run for row in rows))
     assert names == ["tiny/version_1", "tiny/version_0"]
@@ -311,8 +385,9 @@ def test_evaluate_without_a_run_says_what_to_do(tmp_path):
 def test_a_page_without_a_place_for_the_table_is_refused(run, direct_run, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("no marks")
+    runs = f"--runs_folder={tmp_path}"
     with pytest.raises(ValueError, match="has no place for the table"):
-        main(["evaluate", f"--run={run}", f"--against={direct_run}", f"--table_in={page}"])
+        main(["evaluate", f"--run={run}", f"--against={direct_run}", f"--table_in={page}", runs])
 
 
 def test_an_untrained_validation_is_said_to_be(args, run, caplog):

@@ -17,7 +17,16 @@ LAYERS = (
     {"models", "data"},
     {"module"},
     {"callbacks"},
-    {"pretraining", "construction", "evaluation", "recipe", "cli", "__main__"},
+    {
+        "pretraining",
+        "construction",
+        "evaluation",
+        "comparison",
+        "mmeb",
+        "recipe",
+        "cli",
+        "__main__",
+    },
 )
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 TOP = len(LAYERS) - 1

@@ -1,6 +1,7 @@
+import json
 import math
+import os
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,18 @@ def make(args, *settings):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     return module.train(), data
+
+
+def forget_rationale(root, folder, row):
+    """Return a copy of the benchmark in which nobody has judged one of the train queries."""
+    copy = shutil.copytree(root, folder / "scenes", copy_function=os.link)
+    layout = Layout(copy)
+    query_id = json.loads(layout.query("scenes", "train").read_text().splitlines()[row])["qid"]
+    rewrite_rows(
+        layout.rationales("scenes", "train"),
+        lambda rows: [found for found in rows if found["qid"] != query_id],
+    )
+    return copy
 
 
 def compute_gradients(module, loss):
@@ -99,11 +112,10 @@ def compute_reference(module, data, rows, masks=True):
     return sum(WEIGHTS[name] * loss for name, loss in losses.items())
 
 
-def test_joint_loss_is_the_weighted_sum_of_its_terms(args):
+def test_joint_loss_is_the_weighted_sum_of_its_terms(args, root, tmp_path):
     """Values and gradients; where a query comes twice, its copy's positive is no negative."""
-    module, data = make(args, *ARGS)
-    queries = data.train_dataset.queries
-    queries[ROWS[1]] = replace(queries[ROWS[1]], difficulty=None)
+    module, data = make(args, *ARGS, f"--data.root={forget_rationale(root, tmp_path, ROWS[1])}")
+    assert data.train_dataset.queries[ROWS[1]].difficulty is None
     rows = ROWS * 2
     loss = module.training_step(data.train_dataset[rows], 0)["loss"]
     expected = compute_reference(module, data, rows)
@@ -164,13 +176,11 @@ def test_a_loss_that_is_not_finite_is_refused(args):
 def test_tasks_are_counted_and_give_the_prior(args):
     module, data = make(args)
     queries = data.train_dataset.queries
-    queries[ROWS[0]] = replace(queries[ROWS[0]], difficulty=None)
     with torch.no_grad():
         module.training_step(data.train_dataset[ROWS], 0)
         module.training_step(data.train_dataset[ROWS], 0)
     for task in range(9):
         known = [queries[i].difficulty for i in ROWS if queries[i].task_id == task]
-        known = [d for d in known if d is not None]
         assert module.task_counts[task].tolist() == [2 * known.count(0), 2 * known.count(1)]
         expected = sum(known) / len(known) if known else 0
         assert module.get_task_prior(torch.tensor([task])).item() == pytest.approx(expected)
@@ -208,7 +218,8 @@ def test_a_reloaded_run_gives_identical_embeddings(fitted, args):
     module, data, recipe = load_run(run)
     assert recipe["model"]["warmup_fraction"] == 0.5
     data.setup("test")
-    queries, candidates = (next(iter(loader)) for loader in data.test_dataloader())
+    loaders = data.build_evaluation_loaders("test", [[0, 1, 2]], [[0, 9, 17, 40]])
+    queries, candidates = (next(iter(loader)) for loader in loaders)
     trained = cli.model.eval()
     assert module.task_counts.sum() == trained.task_counts.sum() == 6 * 16
     with torch.no_grad():
@@ -284,8 +295,10 @@ def copy_train_to_val(root):
     table = layout.instructions.read_text().splitlines()
     layout.instructions.unlink()
     layout.instructions.write_text("\n".join("\t".join(row.split("\t")[:5]) for row in table))
+    rationales, ids = layout.rationales("scenes", "train"), {row["qid"] for row in kept}
+    rewrite_rows(rationales, lambda rows: [row for row in rows if row["qid"] in ids])
     layout.rationales("scenes", "val").unlink()
-    shutil.copy(layout.rationales("scenes", "train"), layout.rationales("scenes", "val"))
+    shutil.copy(rationales, layout.rationales("scenes", "val"))
 
 
 def test_an_overfit_run_finds_every_target(root, tiny_backbone, tmp_path):

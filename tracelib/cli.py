@@ -8,13 +8,18 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from tracelib.comparison import compare
+from tracelib.data.check.run import check
+from tracelib.data.download.run import download
 from tracelib.data.scenes.benchmark import scenes
 from tracelib.evaluation import evaluate
+from tracelib.mmeb import mmeb
 from tracelib.pretraining.run import pretrain
 from tracelib.recipe import build_cli
 
 VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb for verb in (scenes, pretrain, evaluate)
+    verb.__name__: verb
+    for verb in (scenes, pretrain, evaluate, compare, mmeb, check, download)
 }
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -26,7 +31,7 @@ a recipe, run by Lightning (options: python -m tracelib fit --help):
   fit       train:  python -m tracelib fit --config configs/trace_scenes.yaml
   validate  embed and rank the val split
   test      embed and rank the test split
-  predict   embed the test split and write embeddings and rationales
+  predict   embed the test split into the store and write rationales
 
 other verbs (options: python -m tracelib VERB --help):
 {lines}
@@ -43,7 +48,11 @@ def main(args: list[str] | None = None) -> None:
     if words and words[0] in VERBS:
         prog = f"python -m tracelib {words[0]}"
         auto_cli(
-            VERBS[words[0]], args=words[1:], as_positional=False, allow_abbrev=False, prog=prog
+            VERBS[words[0]],
+            args=words[1:],
+            as_positional=words[0] == compare.__name__,
+            allow_abbrev=False,
+            prog=prog,
         )
     elif not words or words[0] in ("-h", "--help"):
         lines = "\n".join(

@@ -84,6 +84,12 @@ def average_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def wait_for_ranks() -> None:
+    """Return when every rank has called this."""
+    if get_world_size() > 1:
+        dist.barrier()
+
+
 def gather_rows(rows: list[Any]) -> list[Any]:
     """Gather lists of rows of this run's own processes, in rank order; lengths may differ."""
     if get_world_size() == 1:

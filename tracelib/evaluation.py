@@ -19,9 +19,10 @@ from rich.progress import (
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from tracelib.callbacks.retrieval_evaluation import EmbeddingCollector, build_facts
+from tracelib.callbacks.embedding_session import EmbeddingSession, build_keys
+from tracelib.callbacks.evaluation_report import describe_evaluation, write_evaluation
+from tracelib.callbacks.stored_evaluation import Evaluation, evaluate_session
 from tracelib.data.datamodule import MBEIRDataModule
-from tracelib.data.datasets import EvaluationSet
 from tracelib.models.router import (
     AlwaysGate,
     FirstTokenGate,
@@ -32,21 +33,7 @@ from tracelib.models.router import (
 )
 from tracelib.module import RetrievalModule
 from tracelib.recipe import find_runs, load_run, read_recipe
-from tracelib.retrieval.evaluation import (
-    QueryFacts,
-    Ranking,
-    Thoughts,
-    describe_shallow_pools,
-    rank_pools,
-    tabulate,
-)
-from tracelib.retrieval.runs import (
-    ResultRow,
-    collect_provenance,
-    write_results,
-    write_results_tsv,
-    write_run_file,
-)
+from tracelib.retrieval.runs import ResultRow, write_results, write_whole
 from tracelib.retrieval.tables import build_table, render_markdown
 
 GATES: tuple[Gate, ...] = (NeverGate(), AlwaysGate(), FirstTokenGate(), HeadGate(), TaskPriorGate())
@@ -71,13 +58,16 @@ def evaluate(
     runs_folder: Path = Path("runs"),
     split: Literal["val", "test"] = "test",
     table_in: Path | None = None,
+    store_dir: Path | None = None,
 ) -> None:
     """Evaluate a fitted run under every gate, beside another run, and print one table.
 
     The gates are never, always, first_token, head and task_prior; a run trained without rationales
-    has never alone, one without a router no head. Writes results.json (provenance and tidy
-    rows), results.tsv, table.md and run files to RUN/evaluation/, or RUN/evaluation_val/.
-    Queries/s is the time of embedding the queries, without reading files.
+    has never alone, one without a router no head. RUN/evaluation/ (RUN/evaluation_val/ for val)
+    gets results.json (provenance and tidy rows of both runs) and table.md; below it each gate of
+    a run has its own results.json, results.tsv, table.md, run files and a row per query, which
+    `compare` reads. Embeddings are kept: interrupted, the verb goes on where it was. Queries/s is
+    the time of embedding the queries, without reading files, where none was kept from before.
 
     Args:
         run: Folder of the run, which holds config.yaml; default is the newest run that was trained
@@ -87,6 +77,7 @@ def evaluate(
         split: Split to evaluate.
         table_in: Markdown file whose part between `<!-- table -->` and `<!-- /table -->` becomes
             the table.
+        store_dir: Where embeddings are kept; default is `embeddings` in `runs_folder`.
 
     Raises:
         FileNotFoundError: No finished run is found.
@@ -106,26 +97,22 @@ def evaluate(
         )
     against = against or next((path for path in newest if _is_counterpart(path, run)), None)
     folders = [path for path in (run, against) if path is not None]
-    runs = [_load(*pair) for pair in zip(_name_runs(folders), folders, strict=True)]
-    folder = runs[0].folder / ("evaluation" if split == "test" else f"evaluation_{split}")
+    runs = [_load(*pair, split) for pair in zip(_name_runs(folders), folders, strict=True)]
     hashes = [loaded.data.reader.file_hashes(split) for loaded in runs]
     if hashes[0] != hashes[-1]:
         raise ValueError(f"{run} and {against} were not fitted on the same data; name another run")
-    rows = [row for loaded in runs for row in _evaluate_run(loaded, split, folder, console)]
-    provenance = {"split": split} | collect_provenance(
-        config={loaded.name: loaded.config for loaded in runs},
-        data_hashes=hashes[0],
-        prompt_policy=runs[0].data.prompt_policy,
-        dtype=str(runs[0].module.encoder.dtype),
-    )
-    write_results(folder / "results.json", rows, provenance)
-    main_gate = runs[0].module.gate.name
-    write_results_tsv(
-        folder / "results.tsv",
-        [r for r in rows if r.run == runs[0].name and r.gate == main_gate],
+    store_dir = store_dir or runs_folder / "embeddings"
+    rows = [row for loaded in runs for row in _evaluate_run(loaded, split, store_dir, console)]
+    folder = _get_folder(runs[0], split)
+    provenance = describe_evaluation(
+        runs[0].data,
         split,
+        {loaded.name: loaded.config for loaded in runs},
+        str(runs[0].module.encoder.dtype),
     )
-    (folder / "table.md").write_text(render_markdown(rows))
+    main_gate = {"gate": runs[0].module.gate.name}
+    write_results(folder / "results.json", rows, main_gate | provenance)
+    write_whole(folder / "table.md", render_markdown(rows))
     if table_in is not None:
         _replace_table(table_in, render_markdown(rows))
     console.print(build_table(rows))
@@ -155,27 +142,74 @@ def _name_runs(folders: list[Path]) -> list[str]:
     return names
 
 
-def _load(name: str, folder: Path) -> _LoadedRun:
+def _load(name: str, folder: Path, split: str) -> _LoadedRun:
     module, data, config = load_run(folder)
-    data.setup("validate")
-    data.setup("test")
+    data.setup("validate" if split == "val" else "test")
     return _LoadedRun(
         name, folder, module.to("cuda" if torch.cuda.is_available() else "cpu"), data, config
     )
 
 
-def _evaluate_run(
-    loaded: _LoadedRun, split: str, folder: Path, console: Console
-) -> list[ResultRow]:
-    """Embed the candidates once and the queries under each gate; write run files, return rows."""
-    loaded.module.encoder.merge_lora()
-    found = loaded.data.evaluation_sets[split]
-    query_loader, candidate_loader = loaded.data.build_evaluation_loaders(split)
-    gates = GATES if _is_thinking(loaded.folder) else (NeverGate(),)
+def _get_folder(loaded: _LoadedRun, split: str) -> Path:
+    return loaded.folder / ("evaluation" if split == "test" else f"evaluation_{split}")
+
+
+def _choose_gates(loaded: _LoadedRun) -> list[Gate]:
+    """Return the gates that a run can be asked under."""
+    gates: list[Gate] = list(GATES) if _is_thinking(loaded.folder) else [NeverGate()]
     if loaded.module.router is None:
-        gates = tuple(gate for gate in gates if not isinstance(gate, HeadGate))
-    facts = build_facts(found)
-    collectors = {gate.name: EmbeddingCollector() for gate in gates}
+        gates = [gate for gate in gates if not isinstance(gate, HeadGate)]
+    return gates
+
+
+def _evaluate_run(
+    loaded: _LoadedRun, split: str, store_dir: Path, console: Console
+) -> list[ResultRow]:
+    """Embed what is not stored yet, rank, write each gate's files, return all rows."""
+    module, data, gates = loaded.module, loaded.data, _choose_gates(loaded)
+    fingerprint = module.compute_fingerprint()
+    module.encoder.merge_lora()
+    sessions = [
+        EmbeddingSession(
+            data,
+            split,
+            store_dir,
+            build_keys(module, data, gate, fingerprint, "merged"),
+            module.encoder.hidden_size,
+        )
+        for gate in gates
+    ]
+    seconds = _embed(loaded, split, gates, sessions, console)
+    rows: list[ResultRow] = []
+    for gate, session in zip(gates, sessions, strict=True):
+        evaluation = evaluate_session(
+            session, loaded.name, gate.name, seconds[gate.name], module.device
+        )
+        if num_forced := int(evaluation.thoughts.is_forced.sum()):
+            console.print(f"{gate.name}: {num_forced} thoughts reached the limit; token appended")
+        evaluation.rows.extend(_judge_thoughts(loaded, gate.name, evaluation))
+        provenance = describe_evaluation(data, split, loaded.config, str(module.encoder.dtype))
+        write_evaluation(_get_folder(loaded, split) / gate.name, evaluation, provenance)
+        rows += evaluation.rows
+    return rows
+
+
+def _embed(
+    loaded: _LoadedRun,
+    split: str,
+    gates: list[Gate],
+    sessions: list[EmbeddingSession],
+    console: Console,
+) -> dict[str, float | None]:
+    """Store the candidates and each gate's queries; return seconds, where all were embedded now."""
+    module, plans = loaded.module, [session.plan_batches() for session in sessions]
+    wanted = [{tuple(batch) for batch in queries} for queries, _ in plans]
+    queries = sorted(set().union(*wanted), key=lambda batch: batch[0])
+    query_loader, candidate_loader = loaded.data.build_evaluation_loaders(
+        split, [list(batch) for batch in queries], plans[0][1]
+    )
+    seconds = dict.fromkeys((gate.name for gate in gates), 0.0)
+    num_timed = dict.fromkeys(seconds, 0)
     columns = (
         TextColumn("{task.description}"),
         MofNCompleteColumn(),
@@ -183,45 +217,34 @@ def _evaluate_run(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress, torch.no_grad():
-        shared = EmbeddingCollector()
-        for batch in progress.track(candidate_loader, description=f"{loaded.name}: candidates"):
-            batch.inputs = batch.inputs.to(loaded.module.device)
-            shared.add_candidates(batch, loaded.module.embed_candidates(batch))
+        for candidates in progress.track(
+            candidate_loader, description=f"{loaded.name}: candidates"
+        ):
+            candidates.inputs = candidates.inputs.to(module.device)
+            sessions[0].write_candidates(candidates, module.embed_candidates(candidates))
         for batch in progress.track(query_loader, description=f"{loaded.name}: queries"):
-            batch.inputs = batch.inputs.to(loaded.module.device)
-            batch.task_ids = batch.task_ids.to(loaded.module.device)
-            for gate in gates:
-                start = time.perf_counter()
-                output = loaded.module.embed_queries(batch, gate)
-                collectors[gate.name].seconds += time.perf_counter() - start
-                collectors[gate.name].add_queries(batch, output)
-    if shallow := describe_shallow_pools(found.pools):
-        console.print(shallow)
-    rows: list[ResultRow] = []
-    for gate in gates:
-        collectors[gate.name].candidates = shared.candidates
-        thoughts, candidates = collectors[gate.name].collect(
-            len(found.queries), len(found.candidates)
-        )
-        if num_forced := int(thoughts.is_forced.sum()):
-            console.print(f"{gate.name}: {num_forced} thoughts reached the limit; token appended")
-        rankings = rank_pools(thoughts.embeddings, candidates, facts, found.pools)
-        rows += tabulate(loaded.name, gate.name, facts, thoughts, rankings)
-        rows += _judge_thoughts(loaded, gate.name, found, facts, thoughts)
-        _write_run_files(
-            folder / "run_files" / loaded.name / gate.name, split, found, facts, rankings
-        )
-    return rows
+            batch.inputs = batch.inputs.to(module.device)
+            batch.task_ids = batch.task_ids.to(module.device)
+            places = tuple(batch.indices.tolist())
+            for gate, session, pending in zip(gates, sessions, wanted, strict=True):
+                if places in pending:
+                    start = time.perf_counter()
+                    output = module.embed_queries(batch, gate)
+                    seconds[gate.name] += time.perf_counter() - start
+                    num_timed[gate.name] += len(places)
+                    session.write_queries(batch, output)
+    num_queries = len(sessions[0].found.queries)
+    return {n: s if num_timed[n] == num_queries else None for n, s in seconds.items()}
 
 
-def _judge_thoughts(
-    loaded: _LoadedRun, gate: str, found: EvaluationSet, facts: QueryFacts, thoughts: Thoughts
-) -> list[ResultRow]:
+def _judge_thoughts(loaded: _LoadedRun, gate: str, evaluation: Evaluation) -> list[ResultRow]:
     """Return what is said of the thoughts and the router over all queries together."""
-    decode = loaded.data.processor.tokenizer.decode
+    decode, thoughts = loaded.data.processor.tokenizer.decode, evaluation.thoughts
     written = [
         q.rationale and decode(list(ids)) == q.rationale.text
-        for q, ids in zip(found.queries, thoughts.rationale_token_ids, strict=True)
+        for q, ids in zip(
+            evaluation.evaluation_set.queries, thoughts.rationale_token_ids, strict=True
+        )
     ]
     values: dict[tuple[str, str], Tensor] = {
         ("all", "forced_emb_token_rate"): thoughts.is_forced.float().mean()
@@ -233,32 +256,15 @@ def _judge_thoughts(
     ]
     if hard:
         values["hard", "exact_rationale"] = torch.tensor(hard).float().mean()
-    known = facts.difficulty >= 0
+    known = evaluation.facts.difficulty >= 0
     if gate == "head" and known.any():
-        probability, difficulty = thoughts.think_probability[known].cpu(), facts.difficulty[known]
+        probability = thoughts.think_probability[known]
+        difficulty = evaluation.facts.difficulty[known]
         values["all", "router_auroc"] = binary_auroc(probability, difficulty)
         values["all", "router_ece"] = binary_calibration_error(probability, difficulty)
     return [
         ResultRow(loaded.name, gate, "all", "local", s, m, v.item()) for (s, m), v in values.items()
     ]
-
-
-def _write_run_files(
-    folder: Path, split: str, found: EvaluationSet, facts: QueryFacts, rankings: dict[str, Ranking]
-) -> None:
-    for column in found.pools:
-        places = facts.select(column, "all")
-        queries = [found.queries[i] for i in places.tolist()]
-        for pool, ranking in rankings.items():
-            ranked = [
-                [found.candidates[p].candidate_id for p in row if p >= 0]
-                for row in ranking.places[places].tolist()
-            ]
-            kind = "single" if pool == "local" else pool
-            stem = f"mbeir_{column}_{kind}_pool_{split}_k{len(ranked[0])}"
-            scores = ranking.scores[places, : len(ranked[0])]
-            ids = [q.query_id for q in queries]
-            write_run_file(folder / f"{stem}_run.txt", ids, ranked, scores, queries[0].task_id)
 
 
 def _replace_table(path: Path, table: str) -> None:

@@ -5,6 +5,7 @@ Shapes: B queries, C candidates over all ranks, D dimensions.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -221,6 +222,15 @@ class RetrievalModule(LightningModule):
     def _list_checkpoint_keys(self) -> set[str]:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {*trained, "task_counts"} & set(self.state_dict())
+
+    def compute_fingerprint(self) -> str:
+        """Return a digest of the backbone and of all that is trained; call it before merging."""
+        digest = hashlib.sha256(self.encoder.fingerprint.encode())
+        state = self.state_dict()
+        for name in sorted(self._list_checkpoint_keys()):
+            digest.update(name.encode())
+            digest.update(state[name].cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and the fingerprint of the backbone it was trained on."""

@@ -33,7 +33,11 @@ class RecipeCLI(LightningCLI):
             rank_zero_info("no --ckpt_path: adapter, embedding token and router are untrained")
 
     before_validate = before_test
-    before_predict = before_test
+
+    def before_predict(self) -> None:
+        """Say the same, and keep predictions on disk only: a pool's need not fit in memory."""
+        self.before_test()
+        self.config_init[self.subcommand].return_predictions = False
 
 
 def build_cli(args: list[str] | dict[str, Any] | None, run: bool) -> RecipeCLI:

@@ -11,7 +11,8 @@ from lightning import Callback, LightningDataModule, LightningModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from tracelib.callbacks.retrieval_evaluation import Evaluation, get_latest_evaluation
+from tracelib.callbacks.retrieval_evaluation import get_latest_evaluation
+from tracelib.callbacks.stored_evaluation import Evaluation
 from tracelib.recipe import build_cli
 
 RECIPE = Path(__file__).parents[2] / "configs" / "trace_scenes.yaml"

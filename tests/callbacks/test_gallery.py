@@ -10,15 +10,14 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
+from tests.tiny import make_facts
 from tracelib.callbacks.gallery import Gallery, build_panel, build_rationale_table, choose_queries
 from tracelib.retrieval.evaluation import QueryFacts
 
 
 def build_facts(size: int = 120) -> QueryFacts:
     """Columns a, b, c in turn, every other query hard."""
-    return QueryFacts(
-        ["abc"[i % 3] for i in range(size)], [[]] * size, torch.tensor([i % 2 for i in range(size)])
-    )
+    return make_facts(["abc"[i % 3] for i in range(size)], [i % 2 for i in range(size)])
 
 
 def test_a_sample_is_spread():

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from tracelib.callbacks.retrieval_evaluation import Evaluation
+from tests.tiny import make_facts
 from tracelib.callbacks.routing_monitor import (
     compute_precision_recall,
     judge_routing,
     summarize_routing,
 )
-from tracelib.data.datasets import EvaluationSet
-from tracelib.retrieval.evaluation import QueryFacts, Thoughts, tabulate
+from tracelib.callbacks.stored_evaluation import Evaluation
+from tracelib.retrieval.evaluation import Thoughts, tabulate
 
 NAN = float("nan")
 
@@ -20,9 +20,8 @@ NAN = float("nan")
 def build_evaluation(thinks, difficulty, probability) -> Evaluation:
     """Queries of columns a, b, a, b, ...; the i-th wrote i tokens if it thought."""
     size = len(thinks)
-    facts = QueryFacts(["ab"[i % 2] for i in range(size)], [[]] * size, torch.tensor(difficulty))
+    facts = make_facts(["ab"[i % 2] for i in range(size)], difficulty)
     thoughts = Thoughts(
-        embeddings=torch.zeros(size, 2),
         thinks=torch.tensor(thinks, dtype=torch.bool),
         think_probability=torch.tensor(probability),
         rationale_token_ids=[[7] * i if think else [] for i, think in enumerate(thinks)],
@@ -30,7 +29,7 @@ def build_evaluation(thinks, difficulty, probability) -> Evaluation:
         seconds=1.0,
     )
     rows = tabulate("run", "gate", facts, thoughts, {})
-    return Evaluation(EvaluationSet([], [], {}), facts, thoughts, {}, rows)
+    return Evaluation(None, facts, thoughts, {}, rows)
 
 
 def test_gate_and_head_are_judged_in_closed_form():

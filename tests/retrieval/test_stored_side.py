@@ -111,9 +111,18 @@ def test_a_whole_store_plans_one_batch_and_leaves_it_alone(tmp_path):
     assert read_files(tmp_path) == before
 
 
-def test_chunks_of_all_ranks_are_the_pool(tmp_path):
+@pytest.mark.parametrize("chunk_size", [100, SHARD_ROWS, 10_000])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_chunks_of_all_ranks_are_the_pool(tmp_path, chunk_size, world_size):
     side = finish(tmp_path)
-    chunks = [c for rank in range(2) for c in side.iterate_chunks("a_task0", rank, 2)]
-    rows = np.concatenate([rows for _, rows in sorted(chunks, key=lambda chunk: chunk[0])])
+    chunks = [
+        chunk
+        for rank in range(world_size)
+        for chunk in side.iterate_chunks("a_task0", chunk_size, rank, world_size)
+    ]
+    assert max(len(rows) for _, rows in chunks) <= chunk_size
+    rows = np.concatenate([rows for _, rows in chunks])
     np.testing.assert_array_equal(rows, side.read("embedding")[: SHARD_ROWS + 300])
-    assert [place for place, _ in side.iterate_chunks("b_task1")] == [SHARD_ROWS + 300]
+    lengths = [0, *(len(rows) for _, rows in chunks[:-1])]
+    assert [place for place, _ in chunks] == np.cumsum(lengths).tolist()
+    assert [place for place, _ in side.iterate_chunks("b_task1", 1000)] == [SHARD_ROWS + 300]

@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from tracelib.callbacks.gallery_sheet import Panel, Record, Result, compose_sheet
-from tracelib.callbacks.retrieval_evaluation import Evaluation, get_latest_evaluation
+from tracelib.callbacks.retrieval_evaluation import get_latest_evaluation
+from tracelib.callbacks.stored_evaluation import Evaluation
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.images import load_image
 from tracelib.metrics.recall import hit_at_k

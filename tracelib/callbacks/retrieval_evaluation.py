@@ -1,146 +1,99 @@
-"""Collects embeddings in `validate` and `test`, ranks the pools and logs the results."""
+"""Embeds `validate`, `test` and `predict` into a store, ranks the pools and logs the results."""
 
 from __future__ import annotations
 
+import functools
+import shutil
 import time
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from omegaconf import OmegaConf
 
-from tracelib.data.datamodule import MBEIRDataModule
-from tracelib.data.datasets import EvaluationSet
-from tracelib.data.mbeir import headline_k
-from tracelib.distributed import gather_rows
-from tracelib.models.engine import EngineOutput
-from tracelib.module import RetrievalModule
-from tracelib.retrieval.evaluation import (
-    QueryFacts,
-    Ranking,
-    Thoughts,
-    describe_shallow_pools,
-    rank_pools,
-    tabulate,
+from tracelib.callbacks.embedding_session import EmbeddingSession, build_keys
+from tracelib.callbacks.evaluation_report import (
+    describe_evaluation,
+    write_evaluation,
+    write_rationales,
 )
+from tracelib.callbacks.stored_evaluation import CHUNK_SIZE, Evaluation, evaluate_session
+from tracelib.data.datamodule import MBEIRDataModule
+from tracelib.distributed import gather_rows, wait_for_ranks
+from tracelib.module import RetrievalModule
 from tracelib.retrieval.runs import ResultRow
-from tracelib.types import CandidateBatch, QueryBatch
-
-
-def build_facts(evaluation_set: EvaluationSet) -> QueryFacts:
-    """Return what is known of a split's queries, with positives as places in the union pool.
-
-    Raises:
-        ValueError: A candidate is in two pools.
-    """
-    places = {c.candidate_id: i for i, c in enumerate(evaluation_set.candidates)}
-    if len(places) < len(evaluation_set.candidates):
-        ids = Counter(c.candidate_id for c in evaluation_set.candidates)
-        raise ValueError(
-            f"candidate {ids.most_common(1)[0][0]!r} is in two pools (cand_pool/local)"
-        )
-    return QueryFacts(
-        columns=[q.column for q in evaluation_set.queries],
-        positives=[
-            [places[i] for i in q.positive_ids if i in places] for q in evaluation_set.queries
-        ],
-        difficulty=torch.tensor(
-            [-1 if q.difficulty is None else q.difficulty for q in evaluation_set.queries]
-        ),
-    )
-
-
-class EmbeddingCollector:
-    """Puts batches of embeddings, from any rank and in any order, back in their place."""
-
-    def __init__(self) -> None:
-        self.queries: list[tuple[int, Tensor, bool, float, list[int], bool]] = []
-        self.candidates: list[tuple[int, Tensor]] = []
-        self.seconds = 0.0
-
-    def add_queries(self, batch: QueryBatch, output: EngineOutput) -> None:
-        """Keep a batch of queries."""
-        self.queries += zip(
-            batch.indices.tolist(),
-            map(torch.clone, output.embeddings.cpu()),  # a view would keep its whole batch
-            output.thinks.tolist(),
-            output.think_probability.tolist(),
-            output.rationale_token_ids,
-            output.is_forced.tolist(),
-            strict=True,
-        )
-
-    def add_candidates(self, batch: CandidateBatch, embeddings: Tensor) -> None:
-        """Keep a batch of candidates."""
-        self.candidates += zip(
-            batch.indices.tolist(), map(torch.clone, embeddings.cpu()), strict=True
-        )
-
-    def collect(self, num_queries: int, num_candidates: int) -> tuple[Thoughts, Tensor]:
-        """Return all queries and the candidates' embeddings `[C, D]` of all ranks.
-
-        Raises:
-            ValueError: Records are missing or doubled.
-        """
-        queries = sorted(gather_rows(self.queries), key=lambda row: row[0])
-        candidates = sorted(gather_rows(self.candidates), key=lambda row: row[0])
-        for side, rows, expected in (
-            ("queries", queries, num_queries),
-            ("candidates", candidates, num_candidates),
-        ):
-            if [row[0] for row in rows] != list(range(expected)):
-                raise ValueError(
-                    f"{len(rows)} {side} were embedded, expected each of {expected} once"
-                )
-        _, embeddings, thinks, probability, rationales, forced = zip(*queries, strict=True)
-        thoughts = Thoughts(
-            torch.stack(embeddings),
-            torch.tensor(thinks),
-            torch.tensor(probability),
-            rationales,
-            torch.tensor(forced),
-            max(gather_rows([self.seconds])),
-        )
-        return thoughts, torch.stack([row[1] for row in candidates])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The latest evaluation of a split.
-
-    Args:
-        evaluation_set: Queries, candidates and pools.
-        facts: What was known of the queries.
-        thoughts: How they were embedded.
-        rankings: Under `local` and `union`.
-        rows: The numbers.
-    """
-
-    evaluation_set: EvaluationSet
-    facts: QueryFacts
-    thoughts: Thoughts
-    rankings: dict[str, Ranking]
-    rows: list[ResultRow]
+from tracelib.retrieval.store import EmbeddingType
+from tracelib.types import QueryBatch
 
 
 class RetrievalEvaluation(Callback):
-    """Ranks each column's local pool and the union pool; logs recall, think rates, tokens, speed.
+    """Embeds into a store; ranks local pools and union pool; logs recall, think rates, speed.
 
-    Other callbacks find the numbers in `latest`, which is set before their own epoch end if they
-    are listed after this.
+    `validate`, `test` and `predict` keep their store: interrupted, they go on where they were, and
+    repeated they embed nothing. A `fit` validates in a store that it throws away. `test` writes
+    its numbers to `<log_dir>/evaluation/<gate>`, `predict` its rationales to
+    `<log_dir>/rationales.jsonl`. Other callbacks find the numbers in `latest`, which is set before
+    their own epoch end if they are listed after this.
+
+    Args:
+        store_dir: Folder of the stores; null is `embeddings` in `trainer.default_root_dir`.
+        embedding_type: Type of stored embeddings, which are unit vectors; `float16` takes half the
+            disk and moves cosines by less than 0.001.
+        search_chunk_size: Candidates scored at once; bounds memory, never changes the result.
+
+    Raises:
+        ValueError: `search_chunk_size` is less than 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        store_dir: Path | None = None,
+        embedding_type: EmbeddingType = "float32",
+        search_chunk_size: int = CHUNK_SIZE,
+    ) -> None:
+        if search_chunk_size < 1:
+            raise ValueError(
+                f"RetrievalEvaluation: search_chunk_size is {search_chunk_size}, must be >= 1"
+            )
+        self.store_dir, self.embedding_type = store_dir, embedding_type
+        self.search_chunk_size = search_chunk_size
         self.latest: Evaluation | None = None
-        self.collector = EmbeddingCollector()
-        self._start = 0.0
+        self._session: EmbeddingSession | None = None
+        self._start = self._seconds = 0.0
+        self._num_timed = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have the loaders draw what the store lacks."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, MBEIRDataModule)
+        data.plan_evaluation = functools.partial(self._open_session, trainer, pl_module)
+
+    def _open_session(
+        self, trainer: Trainer, pl_module: LightningModule, split: str
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Open the store of a split; return the batches of queries and candidates it lacks."""
+        assert isinstance(pl_module, RetrievalModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, MBEIRDataModule)
+        if _is_fitting(trainer):
+            fingerprint, folder = "in training", _get_passing_store(trainer)
+            _remove(trainer, folder)
+        else:
+            fingerprint = pl_module.compute_fingerprint()
+            folder = self.store_dir or Path(trainer.default_root_dir) / "embeddings"
+        keys = build_keys(pl_module, data, pl_module.gate, fingerprint, str(trainer.precision))
+        self._session = EmbeddingSession(
+            data, split, Path(folder), keys, pl_module.encoder.hidden_size, self.embedding_type
+        )
+        self._seconds, self._num_timed = 0.0, 0
+        return self._session.plan_batches()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last epoch."""
-        self.collector = EmbeddingCollector()
+        """Forget the last epoch of a fit, whose weights were others."""
+        if _is_fitting(trainer) and not trainer.sanity_checking:
+            self._open_session(trainer, pl_module, "val")
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -155,64 +108,131 @@ class RetrievalEvaluation(Callback):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Keep a batch."""
-        if isinstance(batch, QueryBatch):
-            self.collector.seconds += time.perf_counter() - self._start
-            self.collector.add_queries(batch, outputs)
-        else:
-            self.collector.add_candidates(batch, outputs)
+        """Store a batch."""
+        assert self._session is not None
+        if not isinstance(batch, QueryBatch):
+            self._session.write_candidates(batch, outputs)
+            return
+        seconds = time.perf_counter() - self._start
+        if self._session.write_queries(batch, outputs):
+            self._seconds += seconds
+            self._num_timed += len(batch.indices)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank and log."""
         if not trainer.sanity_checking:
             self._evaluate(trainer, pl_module, "val")
+        if _is_fitting(trainer):
+            _remove(trainer, _get_passing_store(trainer))
 
-    on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
+    on_predict_batch_start = on_validation_batch_start
+    on_predict_batch_end = on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rank and log."""
+        """Rank, log and write the results."""
         self._evaluate(trainer, pl_module, "test")
+        assert isinstance(pl_module, RetrievalModule)
+        evaluation, folder = get_latest_evaluation(trainer), _get_log_dir(trainer)
+        if trainer.is_global_zero:
+            folder = folder / "evaluation" / pl_module.gate.name
+            config = describe_evaluation(
+                trainer.datamodule,  # type: ignore[attr-defined]
+                "test",
+                _read_config(trainer),
+                str(pl_module.encoder.dtype),
+            )
+            write_evaluation(folder, evaluation, config)
+            rank_zero_info(f"results, tables and run files: {folder}")
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete the store, and write the rationales where people can read them."""
+        assert self._session is not None
+        self._session.finish()
+        path = _get_log_dir(trainer) / "rationales.jsonl"
+        if trainer.is_global_zero:
+            thoughts = self._session.read_thoughts(None)
+            write_rationales(path, self._session, thoughts, trainer.datamodule)  # type: ignore[attr-defined]
+            rank_zero_info(f"embeddings: {self._session.describe_folders()}\nrationales: {path}")
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         assert isinstance(pl_module, RetrievalModule)
-        assert isinstance(trainer.datamodule, MBEIRDataModule)  # type: ignore[attr-defined]
-        found = trainer.datamodule.evaluation_sets[split]  # type: ignore[attr-defined]
-        if shallow := describe_shallow_pools(found.pools):
-            rank_zero_info(shallow)
-        facts = build_facts(found)
-        thoughts, candidates = self.collector.collect(len(found.queries), len(found.candidates))
-        rankings = rank_pools(thoughts.embeddings, candidates, facts, found.pools)
-        rows = tabulate("run", pl_module.gate.name, facts, thoughts, rankings)
-        self.latest = Evaluation(found, facts, thoughts, rankings, rows)
+        assert self._session is not None
+        seconds = self._sum_seconds(len(self._session.found.queries))
+        evaluation = evaluate_session(
+            self._session,
+            "run",
+            pl_module.gate.name,
+            seconds,
+            pl_module.device,
+            self.search_chunk_size,
+        )
+        self.latest, rows, thoughts = evaluation, evaluation.rows, evaluation.thoughts
         # All ranks have the same numbers; their mean is only asked for to say so to Lightning.
         pl_module.log_dict(summarize(split, rows), sync_dist=True)
         pl_module.log(
             f"{split}/forced_emb_token_rate", thoughts.is_forced.float().mean(), sync_dist=True
         )
 
+    def _sum_seconds(self, num_queries: int) -> float | None:
+        """Return the seconds of the slowest rank, or None when some were in the store before."""
+        timed: list[tuple[int, float]] = gather_rows([(self._num_timed, self._seconds)])
+        if sum(num for num, _ in timed) < num_queries:
+            return None
+        return max(seconds for _, seconds in timed)
 
-def summarize(split: str, rows: list[ResultRow]) -> dict[str, float]:
+
+def _is_fitting(trainer: Trainer) -> bool:
+    return trainer.state.fn == "fit"
+
+
+def _get_log_dir(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _read_config(trainer: Trainer) -> dict[str, Any]:
+    """Return the recipe that Lightning saved beside the logs, `{}` outside the command line."""
+    path = _get_log_dir(trainer) / "config.yaml"
+    config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    return dict(config)
+
+
+def _get_passing_store(trainer: Trainer) -> Path:
+    return _get_log_dir(trainer) / "val_embeddings"
+
+
+def _remove(trainer: Trainer, folder: Path) -> None:
+    """Remove a folder that all ranks are done with."""
+    wait_for_ranks()
+    if trainer.is_global_zero:
+        shutil.rmtree(folder, ignore_errors=True)
+    wait_for_ranks()
+
+
+def summarize(split: str, rows: list[ResultRow]) -> Mapping[str, float]:
     """Return the metrics to log: recall per pool and column, headline means, think rates, speed."""
     metrics: dict[str, float] = {}
-    headline: dict[str, list[float]] = {}
     for row in rows:
-        if row.metric.startswith("recall@") and row.subset == "all":
+        if row.metric == "headline":
+            if row.column == row.subset == "all":
+                metrics[f"{split}/{row.pool}/mean_recall"] = row.value
+        elif row.metric.startswith("recall@") and row.subset == "all":
             column = "all_columns" if row.column == "all" else row.column
             metrics[f"{split}/{row.pool}/{column}/{row.metric}"] = row.value
-            if row.column != "all" and row.metric == f"recall@{headline_k(row.column)}":
-                headline.setdefault(row.pool, []).append(row.value)
         elif row.metric in ("recall@1", "recall@5") and row.column == "all":
             metrics[f"{split}/{row.pool}/{row.subset}/{row.metric}"] = row.value
         elif row.metric == "think_rate" and (row.column == "all" or row.subset == "all"):
             name = row.subset if row.column == "all" else row.column
             metrics[f"{split}/think_rate/{name}"] = row.value
-        elif row.column == row.subset == "all":
-            metrics[f"{split}/{row.metric}"] = row.value
-    for pool, values in headline.items():
-        metrics[f"{split}/{pool}/mean_recall"] = sum(values) / len(values)
+        elif row.column == row.subset == "all" and row.metric in _LOGGED:
+            name = row.metric if row.metric in _OF_QUERIES else f"{row.pool}/{row.metric}"
+            metrics[f"{split}/{name}"] = row.value
     return metrics
+
+
+_OF_QUERIES = ("tokens_per_query", "queries_per_second")
+_LOGGED = (*_OF_QUERIES, "recall_set@5", "map@5", "mrr")
 
 
 def get_latest_evaluation(trainer: Trainer) -> Evaluation:

@@ -14,7 +14,8 @@ from torchmetrics.functional.classification import (
     binary_stat_scores,
 )
 
-from tracelib.callbacks.retrieval_evaluation import Evaluation, get_latest_evaluation
+from tracelib.callbacks.retrieval_evaluation import get_latest_evaluation
+from tracelib.callbacks.stored_evaluation import Evaluation
 from tracelib.models.router import HeadGate
 from tracelib.module import RetrievalModule
 from tracelib.types import TrainBatch

@@ -1,34 +1,313 @@
-"""Exact cosine search by streaming over the pool.
+"""Exact cosine search that streams over the pool: filtered coarsely, scored exactly.
 
-A score depends on its two rows alone: equal candidates tie to the last bit wherever they stand, so
-pool order can break ties. A plain matmul does not give that, since its order of summation varies
-with the shape of the chunk and the place in it. Here all rounding happens outside the matmul. Unit
-vectors are rounded to multiples of 2^-26, so that products are multiples of 2^-52 and, by
-Cauchy-Schwarz, partial sums stay below 2: float64 holds them all, and the matmul is exact in
-whatever order it sums. Scores are then rounded to multiples of 2^-24, which float32 holds.
+A tile of candidates passes three sieves. Coarse products drop nearly all that cannot reach a
+query's k-th best (`tracelib.retrieval.coarse`), float32 scores of the rest drop most of those, and
+the last are scored to the last bit (`tracelib.retrieval.cosines`). The sieves drop only what a
+bound proves to be no hit, so they, the chunks and their order cannot change the result.
 
-Shapes: Q queries, C candidates, D dimensions, N rows of either side.
+Shapes: Q queries, C candidates, D dimensions, N rows of candidates, P pairs of query and row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-_COORDINATE_STEPS = 2**26
-_SCORE_STEPS = 2**24
-_MAX_CANDIDATES = 2**32
+from tracelib.retrieval import coarse
+from tracelib.retrieval.coarse import COARSE_TYPES, CoarseRows
+from tracelib.retrieval.cosines import (
+    MAX_CANDIDATES,
+    NO_HIT,
+    UNIT_STEPS,
+    decode_hits,
+    encode_hits,
+    keep_best,
+    keep_best_of_pairs,
+    round_scores,
+    round_units,
+)
+
 _QUERY_BLOCK = 1024
+_TILE_ROWS = 1024
+_NUM_PROBES = 128
+_PAIR_NUMBERS = 2**17  # coordinates of the pairs scored at once: what a cache holds
+_FEW_PAIRS = 2**13  # a rise of the k-th best is worth looking for after so many
+_MANY_PAIRS = 2**18
+_DENSE_SHARE = 1 / 48  # of all pairs: beyond it, scoring all costs less than scoring some
+_QUERY_BYTES = 4 + 1 + 2  # of a coordinate: exact, int8 and bfloat16
+_HIT_BYTES = 60
+_VECTOR_BYTES = 30
+_PRODUCT_BYTES = 50
+_PAIR_BYTES = 60
+_SAFE_NORMS = (2.0**-40, 2.0**40)  # float32 holds their squares
+
+
+class _Pairs(NamedTuple):
+    """Pairs that may be hits: queries `[P]`, rows of the chunk `[P]`, float32 scores `[P]`."""
+
+    query: Tensor
+    row: Tensor
+    score: Tensor
+
+
+class TopKSearch:
+    """The k candidates of highest cosine per query, ties in pool order, of a pool in chunks.
+
+    Nothing is excluded: a candidate that equals the query ranks like any other (M-BEIR).
+
+    Args:
+        queries: `[Q, D]` embeddings of any length and float type; they fix the device.
+        k: Candidates to keep per query, 1 and above.
+        coarse_types: Number types to filter by, from `COARSE_TYPES`, coarse to fine; none scores
+            everything exactly. By default what is fast on this machine. Never changes the result.
+
+    Raises:
+        ValueError: `queries` is no matrix, k is below 1, a coarse type is unknown, or a query is
+            zero or not finite.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, queries: Tensor, k: int, coarse_types: Sequence[torch.dtype] | None = None
+    ) -> None:
+        if queries.ndim != 2 or not queries.shape[1]:
+            raise ValueError(f"queries {tuple(queries.shape)}; expected [Q, D] with D >= 1")
+        if k < 1:
+            raise ValueError(f"k is {k}; allowed 1 and above")
+        if not set(coarse_types or ()) <= set(COARSE_TYPES):
+            raise ValueError(f"coarse_types are {coarse_types}; allowed {COARSE_TYPES}")
+        self._wanted_types = coarse_types
+        self._coarse_types: list[torch.dtype] | None = None
+        self._coarse_queries: dict[tuple[int, torch.dtype], CoarseRows] = {}
+        self._num_seen = 0
+        self._direction: Tensor | None = None
+        self._slack = coarse.find_slack(queries.shape[1])
+        self._pairs_at_once = -(-_PAIR_NUMBERS // queries.shape[1])
+        # int32 holds all that float64 would, at half the size
+        self._steps = torch.empty(queries.shape, dtype=torch.int32, device=queries.device)
+        for start in range(0, len(queries), _QUERY_BLOCK):
+            block = slice(start, start + _QUERY_BLOCK)
+            self._steps[block] = round_units(queries[block], "query", start)
+        self._best = torch.full((len(queries), k), NO_HIT, device=queries.device)
+        # lower bounds of the k best scores, ahead of `_best` within a chunk
+        self._floor = torch.full((len(queries), k), -torch.inf, device=queries.device)
+
+    @property
+    def common_direction(self) -> Tensor | None:
+        """`[D]` the direction of all candidates so far, None once two differ."""
+        return self._direction
+
+    @staticmethod
+    def multiply(queries: Tensor, rows: Tensor) -> Tensor:
+        """Return `[B, N]` products of coarse values `[B, D]` and `[N, D]`.
+
+        One overridden to err by more than float32 would is found out and not used.
+        """
+        return coarse.multiply(queries, rows)
+
+    @torch.no_grad()
+    def add(self, rows: Tensor, first_place: int) -> None:
+        """Search a chunk of the pool; chunks may come in any order.
+
+        A large chunk of a memory-mapped pool costs no more memory than a small one, and less time.
+
+        Args:
+            rows: `[N, D]` embeddings of any length and float type; may stay in host memory.
+            first_place: Place of the first row in the pool; all are in 0 .. 2^32 - 1, and none may
+                come twice.
+
+        Raises:
+            ValueError: Shape or places do not fit, or a row is zero or not finite.
+        """
+        num_dimensions = self._steps.shape[1]
+        if rows.ndim != 2 or rows.shape[1] != num_dimensions:
+            raise ValueError(f"rows {tuple(rows.shape)}; expected [N, {num_dimensions}]")
+        if not 0 <= first_place <= MAX_CANDIDATES - len(rows):
+            raise ValueError(
+                f"first_place is {first_place} for {len(rows)} rows; allowed 0 .. "
+                f"{MAX_CANDIDATES - len(rows)}"
+            )
+        rows = rows.to(self._steps.device)
+        self._compare_directions(rows, first_place)
+        fresh: list[_Pairs] = []
+        waiting: list[_Pairs] = []
+        for start in range(0, len(rows), _TILE_ROWS):
+            tile = _Tile(rows[start : start + _TILE_ROWS], first_place + start)
+            for block in range(0, len(self._steps), _QUERY_BLOCK):
+                pairs = self._sift(block, tile)
+                if pairs is None:
+                    self._score_all(block, tile)
+                else:
+                    fresh.append(pairs._replace(row=pairs.row + start))
+                if _count(fresh) > _FEW_PAIRS:
+                    waiting.append(self._raise_floor(fresh))
+                    fresh = []
+                if _count(waiting) > _MANY_PAIRS:
+                    self._score_pairs(waiting, rows, first_place)
+                    waiting = []
+        if _count(fresh):
+            waiting.append(self._raise_floor(fresh))
+        if _count(waiting):
+            self._score_pairs(waiting, rows, first_place)
+        self._num_seen += len(rows)
+
+    def result(self, is_share: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the best candidates so far.
+
+        Args:
+            is_share: Whether the candidates are one process's share of a pool. A few may rightly
+                be equal; whoever merges the shares compares their `common_direction`.
+
+        Returns:
+            `[Q, min(k, seen)]` float32 cosines in -1 .. 1, best first, rounded to a multiple of
+            2^-24, and int64 places in the pool.
+
+        Raises:
+            ValueError: All candidates point the same way (a collapsed encoder).
+        """
+        if self._direction is not None and self._num_seen > 1 and not is_share:
+            raise ValueError(
+                f"all {self._num_seen} candidate embeddings point the same way, so no ranking "
+                "exists; check the encoder's weights and read position"
+            )
+        return decode_hits(self._best[:, : self._num_seen])
+
+    def _compare_directions(self, rows: Tensor, first_place: int) -> None:
+        """Forget the common direction at the first row that leaves it."""
+        start = 0
+        while start < len(rows) and (self._direction is not None or self._num_seen + start == 0):
+            stop = start + (_TILE_ROWS if start else 2)
+            steps = round_units(rows[start:stop], "candidate", first_place + start)
+            direction = steps[0] if self._direction is None else self._direction
+            self._direction = direction if bool((steps == direction).all()) else None
+            start = stop
+
+    def _sift(self, block: int, tile: _Tile) -> _Pairs | None:
+        """Return the pairs of a block of queries and a tile that may be hits, None for most."""
+        floor = self._floor[block : block + _QUERY_BLOCK, -1:]
+        if bool((floor == -torch.inf).any()):  # fewer than k candidates so far
+            return None
+        if self._coarse_types is None:
+            probes = self._steps[:_NUM_PROBES] / UNIT_STEPS
+            self._coarse_types = coarse.choose_types(
+                probes, tile.values / tile.norms, self.multiply, self._wanted_types
+            )
+        for coarse_type in self._coarse_types:
+            queries, rows = self._round_queries(block, coarse_type), tile.round(coarse_type)
+            products = self.multiply(queries.values, rows.values)
+            found = coarse.find_reaching(products, queries, rows, floor.double(), _DENSE_SHARE)
+            if found is not None:
+                query, row = found[0] + block, found[1]
+                score = self._multiply_pairs(query, row, tile.values)
+                score /= tile.norms[row, 0] * UNIT_STEPS
+                return self._drop_low(_Pairs(query, row, score))
+        return None
+
+    def _round_queries(self, block: int, coarse_type: torch.dtype) -> CoarseRows:
+        """Return a block of coarse queries, rounded at their first use."""
+        if (block, coarse_type) not in self._coarse_queries:
+            units = self._steps[block : block + _QUERY_BLOCK] / UNIT_STEPS
+            self._coarse_queries[block, coarse_type] = coarse.round_rows(
+                units, units.new_ones(1, 1), coarse_type, one_step=False
+            )
+        return self._coarse_queries[block, coarse_type]
+
+    def _multiply_pairs(self, query: Tensor, row: Tensor, values: Tensor) -> Tensor:
+        """Return `[P]` products of queries, in steps, and rows of `values`, in their type."""
+        products = values.new_empty(len(query))
+        for start in range(0, len(query), self._pairs_at_once):
+            part = slice(start, start + self._pairs_at_once)
+            ours = self._steps.index_select(0, query[part])
+            products[part] = (ours * values.index_select(0, row[part])).sum(dim=1)
+        return products
+
+    def _drop_low(self, pairs: _Pairs) -> _Pairs:
+        """Return the pairs whose score may reach the k best."""
+        high = pairs.score + self._slack >= self._floor[pairs.query, -1]
+        return _Pairs(pairs.query[high], pairs.row[high], pairs.score[high])
+
+    def _raise_floor(self, parts: Sequence[_Pairs]) -> _Pairs:
+        """Let pairs raise the lower bounds; return those still high enough."""
+        pairs = _join(parts)
+        keep_best_of_pairs(self._floor, pairs.query, pairs.score - self._slack)
+        return self._drop_low(pairs)
+
+    def _score_all(self, block: int, tile: _Tile) -> None:
+        """Merge all rows of a tile into the best of a block of queries."""
+        queries = slice(block, block + _QUERY_BLOCK)
+        scores = round_scores(self._steps[queries].double() @ tile.steps.T)
+        places = torch.arange(len(tile.steps), device=scores.device) + tile.first_place
+        self._best[queries] = keep_best(self._best[queries], encode_hits(scores, places))
+        self._floor[queries] = keep_best(self._floor[queries], scores)
+
+    def _score_pairs(self, parts: Sequence[_Pairs], rows: Tensor, first_place: int) -> None:
+        """Merge the pairs waiting, of which those may be hits, into the best of their queries."""
+        pairs = self._drop_low(_join(parts))
+        row, order = pairs.row.sort()  # neighbours share rows, which are rounded once
+        query = pairs.query[order]
+        products = []
+        for start in range(0, len(row), self._pairs_at_once):
+            part = slice(start, start + self._pairs_at_once)
+            used, position = torch.unique_consecutive(row[part], return_inverse=True)
+            steps = round_units(rows[used], "candidate", first_place)
+            products.append(self._multiply_pairs(query[part], position, steps))
+        keys = encode_hits(round_scores(torch.cat(products)), row + first_place)
+        keep_best_of_pairs(self._best, query, keys)
+        self._floor = decode_hits(self._best)[0]
+
+
+class _Tile:
+    """Some candidates of a chunk, and what has been computed of them.
+
+    Args:
+        rows: `[N, D]` embeddings.
+        first_place: Place of the first.
+    """
+
+    def __init__(self, rows: Tensor, first_place: int) -> None:
+        self._rows = rows
+        self._coarse: dict[torch.dtype, CoarseRows] = {}
+        self.first_place = first_place
+        self.values = rows.float()
+        self.norms = torch.linalg.vector_norm(self.values, dim=1, keepdim=True)
+        least, most = _SAFE_NORMS
+        if not bool(((self.norms > least) & (self.norms < most)).all()):
+            # float64 tells bad rows from extreme ones
+            self.values = (self.steps / UNIT_STEPS).float()
+            self.norms = torch.ones_like(self.norms)
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """`[N, D]` float64 unit vectors in steps."""
+        return round_units(self._rows, "candidate", self.first_place)
+
+    def round(self, coarse_type: torch.dtype) -> CoarseRows:
+        """Return the coarse vectors, with one step."""
+        if coarse_type not in self._coarse:
+            self._coarse[coarse_type] = coarse.round_rows(
+                self.values, self.norms, coarse_type, one_step=True
+            )
+        return self._coarse[coarse_type]
+
+
+def _join(parts: Sequence[_Pairs]) -> _Pairs:
+    query, row, score = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return _Pairs(query, row, score)
+
+
+def _count(parts: Sequence[_Pairs]) -> int:
+    return sum(len(pairs.query) for pairs in parts)
 
 
 @torch.no_grad()
 def search_top_k(
     queries: Tensor, candidates: Tensor, k: int, chunk_size: int = 16384
 ) -> tuple[Tensor, Tensor]:
-    """Return the k candidates of highest cosine per query, ties in pool order.
-
-    Nothing is excluded: a candidate that equals the query ranks like any other (M-BEIR).
+    """Return the k candidates of highest cosine per query, as `TopKSearch` does, of one tensor.
 
     Args:
         queries: `[Q, D]` embeddings of any length and float type; they fix the device.
@@ -37,78 +316,72 @@ def search_top_k(
         chunk_size: Candidates moved and scored at once; bounds memory, never changes the result.
 
     Returns:
-        `[Q, k]` float32 cosines in -1 .. 1, best first, rounded to a multiple of 2^-24, and
-        `[Q, k]` int64 positions in the pool.
+        `[Q, k]` float32 cosines, best first, and int64 positions in the pool.
 
     Raises:
         ValueError: Shapes do not fit, the pool is empty, k or chunk_size is out of range, a row
             is zero or not finite, or all candidates point the same way (a collapsed encoder).
     """
-    _check_request(queries, candidates, k, chunk_size)
-    query_units = _round_units(queries, "query", 0)
-    best = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
-    first_unit = _round_units(candidates[:1].to(queries.device), "candidate", 0)
-    pool_is_constant = len(candidates) > 1
-    for start in range(0, len(candidates), chunk_size):
-        rows = candidates[start : start + chunk_size].to(queries.device)
-        chunk = _round_units(rows, "candidate", start)
-        pool_is_constant = pool_is_constant and bool((chunk == first_unit).all())
-        blocks = zip(
-            torch.split(best, _QUERY_BLOCK), torch.split(query_units, _QUERY_BLOCK), strict=True
-        )
-        best = torch.cat([_keep_best(old, units @ chunk.T, start, k) for old, units in blocks])
-    if pool_is_constant:
-        raise ValueError(
-            f"all {len(candidates)} candidate embeddings point the same way, so no ranking exists; "
-            "check the encoder's weights and read position"
-        )
-    positions = -best & (_MAX_CANDIDATES - 1)
-    return ((best + positions) // _MAX_CANDIDATES).float() / _SCORE_STEPS, positions
-
-
-def _check_request(queries: Tensor, candidates: Tensor, k: int, chunk_size: int) -> None:
-    """Raise ValueError for shapes and counts no search can serve."""
     shapes = f"queries {tuple(queries.shape)}, candidates {tuple(candidates.shape)}"
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
         raise ValueError(f"{shapes}; expected [Q, D] and [C, D] with one D")
-    if not 0 < len(candidates) <= _MAX_CANDIDATES or not candidates.shape[1]:
-        raise ValueError(f"{shapes}; the pool needs 1 .. {_MAX_CANDIDATES} candidates and D >= 1")
+    if not 0 < len(candidates) <= MAX_CANDIDATES or not candidates.shape[1]:
+        raise ValueError(f"{shapes}; the pool needs 1 .. {MAX_CANDIDATES} candidates and D >= 1")
     if not 1 <= k <= len(candidates):
         raise ValueError(f"k is {k}; allowed 1 .. {len(candidates)}, the number of candidates")
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; allowed 1 and above")
+    search = TopKSearch(queries, k)
+    for start in range(0, len(candidates), chunk_size):
+        search.add(candidates[start : start + chunk_size], start)
+    return search.result()
 
 
-def _round_units(rows: Tensor, side: str, offset: int) -> Tensor:
-    """Return `[N, D]` unit vectors as whole float64 multiples of 2^-26, `offset` naming bad rows.
+def merge_top_k(parts: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """Return the best of several searches of the same queries, ties by place.
 
-    The squares are summed by folding halves, elementwise: a library reduction may order them by
-    the number of rows, and the norm has to depend on its row only.
+    Args:
+        parts: Scores `[Q, K]` and int64 places `[Q, K]` of each; K may differ. A score of -inf,
+            whatever its place, says that a part has no more.
+        k: Candidates to keep per query, 1 and above.
+
+    Returns:
+        `[Q, min(k, sum of K)]` float32 scores, best first, and places; -inf and -1 where there are
+        no more.
+
+    Raises:
+        ValueError: There are no parts, they do not fit together, or k is below 1.
+
+    Example:
+        >>> ours = torch.tensor([[0.9, 0.5]]), torch.tensor([[7, 2]])
+        >>> theirs = torch.tensor([[0.5, -torch.inf]]), torch.tensor([[1, -1]])
+        >>> merge_top_k([ours, theirs], k=4)[1].tolist()
+        [[7, 1, 2, -1]]
     """
-    values = rows.double()
-    squares = values.square()
-    while squares.shape[1] > 1:
-        squares = functional.pad(squares, (0, squares.shape[1] % 2))
-        left, right = squares.chunk(2, dim=1)
-        squares = left + right
-    norms = squares.sqrt()
-    bad = (~norms.isfinite() | (norms == 0)).flatten().nonzero()
-    if len(bad):
-        row = int(bad[0])
-        raise ValueError(
-            f"{side} row {row + offset} has norm {norms[row].item()}; embeddings must be finite "
-            "and not zero"
-        )
-    return (values / norms * _COORDINATE_STEPS).round()
+    shapes = [(tuple(scores.shape), tuple(places.shape)) for scores, places in parts]
+    fit = all(len(scores) == 2 and scores == places for scores, places in shapes)
+    if not fit or len({scores[0] for scores, _ in shapes}) != 1:
+        raise ValueError(f"parts of shapes {shapes}; expected one or more pairs of [Q, K], one Q")
+    if k < 1:
+        raise ValueError(f"k is {k}; allowed 1 and above")
+    keys = torch.cat([encode_hits(scores, places) for scores, places in parts], dim=1)
+    return decode_hits(keys.topk(min(k, keys.shape[1]), dim=1).values)
 
 
-def _keep_best(best: Tensor, products: Tensor, start: int, k: int) -> Tensor:
-    """Merge a chunk's scores `[Q, N]` into the running best, as one sortable integer per hit.
+def estimate_search_bytes(num_queries: int, embedding_size: int, k: int, chunk_size: int) -> int:
+    """Return the most working memory of a `TopKSearch`, beside its queries and the pool.
 
-    A key is score * 2^32 - position: all keys differ, so any top-k routine gives the same order.
+    It does not depend on the pool's size. A device adds the chunks moved to it.
+
+    Args:
+        num_queries: Q.
+        embedding_size: D.
+        k: Candidates kept per query.
+        chunk_size: Candidates handed over at once.
     """
-    scores = products * (_SCORE_STEPS / _COORDINATE_STEPS**2)
-    steps = scores.round().clamp(-_SCORE_STEPS, _SCORE_STEPS).long()
-    positions = torch.arange(start, start + steps.shape[1], device=steps.device)
-    keys = torch.cat([best, steps * _MAX_CANDIDATES - positions], dim=1)
-    return keys.topk(min(k, keys.shape[1]), dim=1).values
+    block, tile = min(num_queries, _QUERY_BLOCK), min(chunk_size, _TILE_ROWS)
+    queries = num_queries * (_QUERY_BYTES * embedding_size + _HIT_BYTES * k)
+    vectors = (block + tile) * embedding_size * _VECTOR_BYTES
+    products = block * (tile + k) * _PRODUCT_BYTES
+    waiting = min(num_queries * chunk_size, _MANY_PAIRS) * _PAIR_BYTES
+    return queries + max(vectors + products, waiting)

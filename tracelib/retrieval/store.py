@@ -169,11 +169,17 @@ class StoredPart:
         return np.concatenate([rows[field] for _, rows in self.iterate_shards()])
 
     def read_committed(self, place: int) -> Row:
-        """Return a copy of one committed row `[1]`, also of a shard that is not closed."""
+        """Return a copy of one committed row `[1]`, also of a shard that is not closed.
+
+        Raises:
+            StoreError: It is not committed.
+        """
         path = self._get_path(place // SHARD_ROWS)
         path = path if path.exists() else self._get_partial_path(place // SHARD_ROWS)
-        offset = place % SHARD_ROWS
-        row: Row = np.load(path, mmap_mode="r")[offset : offset + 1].copy()
+        rows: Row = np.load(path, mmap_mode="r") if path.exists() else np.zeros(0, self.row_type)
+        row: Row = rows[place % SHARD_ROWS :][:1].copy()
+        if not row["checksum"].any():
+            raise StoreError(f"{path} lacks a row: these embeddings are not whole; embed again")
         return row
 
     def _get_span(self, shard: int) -> slice:

@@ -41,7 +41,7 @@ class StoredSide:
         row_type: np.dtype[Any],
         first_places: Row | None = None,
     ) -> None:
-        self.spans = dict(spans)
+        self.folder, self.spans = folder, dict(spans)
         self.first_places = np.arange(len(ids)) if first_places is None else first_places
         self.parts = {
             column: StoredPart(
@@ -112,12 +112,27 @@ class StoredSide:
         return np.concatenate([part.read(field) for part in self.parts.values()])
 
     def iterate_chunks(
-        self, column: str, rank: int = 0, world_size: int = 1
+        self, column: str, chunk_size: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, Row]]:
-        """Yield first place and embeddings of this rank's share of a column's shards."""
-        part = self.parts[column]
-        for place, rows in part.iterate_shards(range(rank, part.num_shards, world_size)):
-            yield self.spans[column].start + place, rows["embedding"]
+        """Yield first place and embeddings of this rank's share of a column, chunk by chunk.
+
+        Args:
+            column: The column.
+            chunk_size: Most records of a chunk.
+            rank: This process; shares are stretches of shards.
+            world_size: Number of processes.
+
+        Raises:
+            StoreError: A shard is missing.
+        """
+        part, start = self.parts[column], self.spans[column].start
+        first, last = (part.num_shards * number // world_size for number in (rank, rank + 1))
+        num_at_once = max(1, chunk_size // SHARD_ROWS)
+        for shard in range(first, last, num_at_once):
+            shards = list(part.iterate_shards(range(shard, min(last, shard + num_at_once))))
+            block: Row = np.concatenate([rows["embedding"] for _, rows in shards])
+            for offset in range(0, len(block), chunk_size):
+                yield start + shards[0][0] + offset, block[offset : offset + chunk_size]
 
     def _locate(self, place: int) -> tuple[str, int]:
         for column, span in self.spans.items():

@@ -1,0 +1,181 @@
+"""Coarse cosines that tell which candidates cannot be hits, by a bound that always holds.
+
+Unit vectors q and c are rounded to coarse q' and c', of numbers that multiply fast. The cosine is
+q'c' + q'(c - c') + (q - q')c, so by Cauchy-Schwarz at most q'c' + |q'| |c - c'| + |q - q'|. The
+distances are measured, not assumed. Coarse numbers are whole (int8) or have 8 significant bits
+(bfloat16, also where multiplied as float32), so float32 holds the product of any two; what its sums
+may lose is `find_slack`.
+
+Shapes: B queries of a block, N rows of a tile of candidates, D dimensions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+COARSE_TYPES = (torch.int8, torch.bfloat16, torch.float32)
+"""Number types to multiply coarse vectors in; float32 is for machines slow at the others."""
+
+_INT8_MAX = 127
+_INT8_MAX_DIMENSIONS = 2**31 // _INT8_MAX**2 - 1
+_WORTHWHILE = 0.7  # of the finer type's time
+_NUM_TIMINGS = 3
+_GROUP_ROWS = 32
+
+
+@dataclass(frozen=True)
+class CoarseRows:
+    """Coarse vectors, `values * step`.
+
+    Args:
+        values: `[N, D]` numbers of a coarse type.
+        step: `[N, 1]` or `[1, 1]` float32.
+        distance: `[N, 1]` float32 distance of each unit vector from its coarse one.
+    """
+
+    values: Tensor
+    step: Tensor
+    distance: Tensor
+
+
+def round_rows(rows: Tensor, norms: Tensor, coarse_type: torch.dtype, one_step: bool) -> CoarseRows:
+    """Return coarse vectors of the directions of rows.
+
+    Args:
+        rows: `[N, D]` float32.
+        norms: `[N, 1]` their lengths.
+        coarse_type: One of `COARSE_TYPES`.
+        one_step: Whether all have the same step, so that one threshold serves all.
+    """
+    if coarse_type is torch.int8:
+        peaks = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)) / norms
+        step = (peaks.amax(0, keepdim=True) if one_step else peaks) / _INT8_MAX
+        steps = rows / (norms * step)
+        values = steps.round()
+        distance = torch.linalg.vector_norm(steps.sub_(values), dim=1, keepdim=True) * step
+    else:
+        units, step = rows / norms, rows.new_ones(1, 1)
+        values = units.bfloat16()
+        distance = torch.linalg.vector_norm(units.sub_(values), dim=1, keepdim=True)
+    return CoarseRows(values.to(coarse_type), step, distance)
+
+
+def multiply(queries: Tensor, rows: Tensor) -> Tensor:
+    """Return products `[B, N]` of coarse values, in int32, bfloat16 or float32."""
+    return torch._int_mm(queries, rows.T) if queries.dtype is torch.int8 else queries @ rows.T
+
+
+def find_slack(num_dimensions: int) -> float:
+    """Return what float32 may lose of a cosine: D additions, D squares of a norm, and some more.
+
+    An addition counts 2^-23, which covers one that truncates, too.
+    """
+    return (2 * num_dimensions + 64) * 2.0**-23
+
+
+def find_reaching(
+    products: Tensor, queries: CoarseRows, rows: CoarseRows, scores: Tensor, max_share: float
+) -> tuple[Tensor, Tensor] | None:
+    """Return the pairs whose cosine may be as high as the query's score.
+
+    The threshold is rounded the way the products were, which keeps order, so none is lost by it.
+
+    Args:
+        products: `[B, N]` of their coarse values.
+        queries: The queries, each with its own step.
+        rows: The candidates, with one step.
+        scores: `[B, 1]` float64.
+        max_share: Share of all pairs up to which it is worth naming them, above 0.
+
+    Returns:
+        Query and row of each pair, or None for more than about `max_share`.
+    """
+    bound = queries.distance.double() + (1 + queries.distance) * rows.distance.max()
+    least = scores - bound - find_slack(queries.values.shape[1])
+    least = least / (queries.step.double() * rows.step)
+    if products.dtype is torch.int32:
+        limits = torch.iinfo(torch.int32)
+        least = least.floor().clamp(limits.min, limits.max)
+    # few do: the best of a group tells of all its rows, in a fraction of the time
+    least, num_rows = least.to(products.dtype), products.shape[1]
+    products = functional.pad(products, (0, -num_rows % _GROUP_ROWS))
+    groups = products.view(len(products), -1, _GROUP_ROWS)
+    query, group = (groups.amax(dim=2) >= least).nonzero(as_tuple=True)
+    max_pairs = max_share * len(products) * num_rows
+    if len(query) > max_pairs:
+        return None
+    pair, member = (groups[query, group] >= least[query]).nonzero(as_tuple=True)
+    query, row = query[pair], group[pair] * _GROUP_ROWS + member
+    is_row = row < num_rows
+    return (query[is_row], row[is_row]) if len(query) <= max_pairs else None
+
+
+def is_accurate(products: Tensor, queries: Tensor, rows: Tensor) -> bool:
+    """Whether products of coarse values are as exact as `find_reaching` takes them to be."""
+    expected = queries.double() @ rows.double().T
+    error = (products.double() - expected).abs()
+    if products.is_floating_point():
+        error -= find_slack(queries.shape[1])
+    if products.dtype is torch.bfloat16:
+        error -= expected.abs() * 2.0**-8
+    return bool((error <= 0).all())
+
+
+def choose_types(
+    queries: Tensor,
+    rows: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor],
+    wanted: Sequence[torch.dtype] | None = None,
+) -> list[torch.dtype]:
+    """Return the coarse types to filter by here, in order; those found inaccurate are left out.
+
+    Args:
+        queries: `[B, D]` float32 unit vectors, a sample.
+        rows: `[N, D]` float32 unit vectors, a sample.
+        product: How coarse values are multiplied, such as `multiply`.
+        wanted: The types to use if they are accurate. By default the faster of bfloat16 and
+            float32, and before it int8 where that is much faster still.
+    """
+    ones = queries.new_ones(1, 1)
+    seconds = {}
+    for coarse_type in COARSE_TYPES if wanted is None else wanted:
+        ours = round_rows(queries, ones, coarse_type, one_step=False).values
+        theirs = round_rows(rows, ones, coarse_type, one_step=True).values
+        if _is_safe(ours) and is_accurate(product(ours, theirs), ours, theirs):
+            seconds[coarse_type] = _time_product(product, ours, theirs)
+    if wanted is not None:
+        return list(seconds)
+    coarse = seconds.pop(torch.int8, None)
+    chosen = sorted(seconds, key=seconds.__getitem__)[:1]
+    if coarse is not None and (not chosen or coarse < _WORTHWHILE * seconds[chosen[0]]):
+        chosen.insert(0, torch.int8)
+    return chosen
+
+
+def _is_safe(values: Tensor) -> bool:
+    """Whether int32 holds any sum of int8, and the device has no habits of its own.
+
+    CUDA may round partial sums of bfloat16, and its int8 takes some shapes only. That it may round
+    the factors of float32 does no harm: they have few enough bits.
+    """
+    if values.device.type != "cpu":
+        return values.dtype is torch.float32
+    return values.dtype is not torch.int8 or values.shape[1] <= _INT8_MAX_DIMENSIONS
+
+
+def _time_product(
+    product: Callable[[Tensor, Tensor], Tensor], queries: Tensor, rows: Tensor
+) -> float:
+    """Return the seconds of the fastest of some products."""
+    seconds = []
+    for _ in range(_NUM_TIMINGS):
+        start = time.perf_counter()
+        product(queries, rows)[0, 0].item()  # a device answers when it is done
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
