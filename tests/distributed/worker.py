@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.tiny import build
+from tests.tiny import build, rewrite_rows
 from tracelib.data.datamodule import MBEIRDataModule
+from tracelib.data.layout import Layout
 from tracelib.distributed import average_over_ranks, gather_rows, gather_tensor, gather_with_grad
 from tracelib.module import RetrievalModule
 from tracelib.types import TrainBatch
@@ -45,13 +46,27 @@ def make(args: list[str]) -> tuple[RetrievalModule, MBEIRDataModule, list[list[i
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     queries = data.train_dataset.queries
-    assert isinstance(queries, list)
     rows = [[i for i, q in enumerate(queries) if q.task_id == 1][:NUM_ROWS]]
     rows.append([i for i, q in enumerate(queries) if q.task_id in (7, 8) and q.negative_ids])
     rows[1] = rows[1][:NUM_ROWS]
-    for i in rows[0][1:]:
-        queries[i] = replace(queries[i], difficulty=None, negative_ids=())
     return module.train(), data, rows
+
+
+def impoverish(root: Path) -> None:
+    """Leave rank 0's queries but one without a hard negative and without a judged difficulty."""
+    layout, poor = Layout(root), set()
+
+    def drop_negatives(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in [row for row in rows if row["task_id"] == 1][1:NUM_ROWS]:
+            row["neg_cand_list"] = []
+            poor.add(row["qid"])
+        return rows
+
+    rewrite_rows(layout.query("scenes", "train"), drop_negatives)
+    rewrite_rows(
+        layout.rationales("scenes", "train"),
+        lambda rows: [row for row in rows if row["qid"] not in poor],
+    )
 
 
 def measure(rank: int, args: list[str]) -> dict[str, object]:
@@ -67,8 +82,6 @@ def measure(rank: int, args: list[str]) -> dict[str, object]:
         found[name] = {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
         found[f"{name} loss"] = average_over_ranks(loss.detach())
     found["task_counts"] = module.task_counts
-    loaders = data.build_evaluation_loaders("val")
-    found["places"] = [[batch.indices.tolist() for batch in loader] for loader in loaders]
     found["batches"] = list(data.train_dataloader().sampler)
     local = torch.arange(rank + 1.0, requires_grad=True)
     gathered = gather_with_grad(local)

@@ -1,9 +1,22 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional
 
-from tests.reference.search import search
-from tracelib.retrieval.search import search_top_k
+from tests.reference.search import round_unit_vectors, search, search_to_the_bit
+from tracelib.retrieval.coarse import COARSE_TYPES
+from tracelib.retrieval.search import (
+    TopKSearch,
+    estimate_search_bytes,
+    merge_top_k,
+    search_top_k,
+)
+
+EVERY_FILTER = [None, (), *((kind,) for kind in COARSE_TYPES), (torch.int8, torch.bfloat16)]
 
 
 def matmul_scores(queries, candidates, chunk_size):
@@ -163,3 +176,319 @@ def test_constant_pool_is_refused(lengths):
         search_top_k(torch.randn(2, 4), pool, 1, chunk_size=4)
     pool[8, 0] *= -1
     assert search_top_k(torch.randn(2, 4), pool, 1, chunk_size=4)[1].shape == (2, 1)
+
+
+def search_in_chunks(queries, candidates, k, chunk_size, coarse_types=None, cls=TopKSearch):
+    """Search chunk by chunk, in shuffled order."""
+    found = cls(queries, k, coarse_types)
+    starts = torch.arange(0, len(candidates), chunk_size)
+    for start in starts[torch.randperm(len(starts))].tolist():
+        found.add(candidates[start : start + chunk_size], start)
+    return found
+
+
+def assert_same(found, expected):
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def draw_clusters(num_rows, num_dimensions, num_clusters=40):
+    """Rows around centres, all off to one side, as trained embeddings are."""
+    centres = torch.randn(num_clusters, num_dimensions) + 0.5
+    members = centres[torch.randint(num_clusters, (num_rows,))]
+    return (members + torch.randn(num_rows, num_dimensions)) * torch.rand(num_rows, 1).add(0.1)
+
+
+def draw_near_ties(num_rows, num_dimensions):
+    """Rows within 1e-6 of a few directions, and many of them equal."""
+    rows = torch.randn(5, num_dimensions).repeat(num_rows // 5, 1)
+    rows += torch.randint(3, (len(rows), 1)) * 1e-6 * torch.randn(len(rows), num_dimensions)
+    return rows[torch.randperm(len(rows))]
+
+
+def draw_spiky(num_rows, num_dimensions):
+    """Rows of a few huge coordinates, which int8 rounds coarsely."""
+    return torch.randn(num_rows, num_dimensions) ** 5
+
+
+POOLS = {
+    "noise": torch.randn,
+    "clusters": draw_clusters,
+    "near ties": draw_near_ties,
+    "spiky": draw_spiky,
+    "negative": lambda *shape: -torch.rand(*shape),
+    "integers": lambda *shape: torch.randint(1, 4, shape).float(),
+}
+
+
+@pytest.mark.parametrize("coarse_types", EVERY_FILTER, ids=str)
+@pytest.mark.parametrize("pool", POOLS)
+def test_equals_scoring_everything_to_the_bit(pool, coarse_types):
+    candidates, queries = POOLS[pool](5000, 48), POOLS[pool](30, 48).abs()
+    for kind in (torch.float16, torch.bfloat16, torch.float32):
+        rows, asked = candidates.to(kind), queries.to(kind)
+        expected = search_to_the_bit(asked, rows, 20)
+        found = search_in_chunks(asked, rows, 20, 5000, coarse_types)
+        assert_same(found.result(), expected)
+        assert_same(search_in_chunks(asked, rows, 20, 700, coarse_types).result(), expected)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 100, 10000])
+@pytest.mark.parametrize("order", ["rising", "falling", "equal", "sorted by cluster"])
+def test_worst_orders_of_the_pool(order, chunk_size):
+    queries = torch.randn(20, 32)
+    mix = torch.linspace(0, 1, 3000)[:, None]
+    toward = functional.normalize(queries[:1]) * mix + functional.normalize(torch.randn(1, 32)) * (
+        1 - mix
+    )
+    candidates = {
+        "rising": toward,
+        "falling": toward.flip(0),
+        "equal": torch.cat([torch.ones(2999, 32), -torch.ones(1, 32)]),
+        "sorted by cluster": torch.randn(10, 32).repeat_interleave(300, 0)
+        + 0.3 * torch.randn(3000, 32),
+    }[order]
+    expected = search_to_the_bit(queries, candidates, 25)
+    assert_same(search_in_chunks(queries, candidates, 25, chunk_size).result(), expected)
+
+
+def test_random_searches():
+    for _ in range(60):
+        num_queries, num_rows, num_dimensions, k, chunk_size = (
+            int(torch.randint(1, most, ())) for most in (40, 2500, 40, 60, 2600)
+        )
+        draw = list(POOLS.values())[int(torch.randint(len(POOLS), ()))]
+        candidates = draw(max(5, num_rows), num_dimensions + 1)
+        candidates = candidates * 10.0 ** torch.randint(-9, 9, (len(candidates), 1))
+        queries = draw(max(5, num_queries), num_dimensions + 1)
+        kinds = EVERY_FILTER[int(torch.randint(len(EVERY_FILTER), ()))]
+        expected = search_to_the_bit(queries, candidates, k)
+        assert_same(search_in_chunks(queries, candidates, k, chunk_size, kinds).result(), expected)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_pairs_wait_and_are_scored_in_small_lots(pool, monkeypatch):
+    # what a search of millions goes through, at the size of a test
+    for name, value in (
+        ("_TILE_ROWS", 96),
+        ("_QUERY_BLOCK", 16),
+        ("_FEW_PAIRS", 40),
+        ("_MANY_PAIRS", 400),
+        ("_PAIR_NUMBERS", 100),
+        ("_DENSE_SHARE", 1.0),
+    ):
+        monkeypatch.setattr(f"tracelib.retrieval.search.{name}", value)
+    queries, candidates = POOLS[pool](50, 12), POOLS[pool](4000, 12).half()
+    expected = search_to_the_bit(queries, candidates, 15)
+    for chunk_size in (4000, 500):
+        assert_same(search_in_chunks(queries, candidates, 15, chunk_size).result(), expected)
+
+
+def test_filter_drops_nearly_all():
+    scored = []
+
+    class Counting(TopKSearch):
+        def _score_all(self, block, tile):
+            scored.append(len(tile.steps))
+            super()._score_all(block, tile)
+
+    queries, candidates = torch.randn(100, 64), torch.randn(30000, 64)
+    search_in_chunks(queries, candidates, 10, 30000, (torch.int8, torch.bfloat16), Counting)
+    assert sum(scored) < 5000
+
+
+@pytest.mark.parametrize("kind", COARSE_TYPES, ids=str)
+def test_product_that_errs_is_not_used(kind):
+    class Sloppy(TopKSearch):
+        """Finds the opposite."""
+
+        @staticmethod
+        def multiply(queries, rows):
+            return -TopKSearch.multiply(queries, rows)
+
+    queries, candidates = torch.randn(40, 32), torch.randn(6000, 32)
+    found = search_in_chunks(queries, candidates, 10, 6000, (kind,), Sloppy)
+    assert found._coarse_types == []
+    assert_same(found.result(), search_to_the_bit(queries, candidates, 10))
+    # the negative control: the product is what the result would depend on
+    trusting = Sloppy(queries, 10, (kind,))
+    trusting._coarse_types = [kind]
+    trusting.add(candidates, 0)
+    assert not torch.equal(trusting.result()[1], found.result()[1])
+
+
+def test_fewer_seen_than_k():
+    queries, candidates = torch.randn(6, 8), torch.randn(9, 8)
+    found = TopKSearch(queries, 50)
+    assert found.result()[0].shape == (6, 0)
+    found.add(candidates[:4], 0)
+    assert_same(found.result(), search_to_the_bit(queries, candidates[:4], 4))
+    found.add(candidates[4:], 4)
+    assert_same(found.result(), search_to_the_bit(queries, candidates, 9))
+
+
+def test_places_may_be_far():
+    queries, candidates = torch.randn(5, 8), torch.randn(2000, 8).repeat(2, 1)
+    offset = 2**32 - 4000
+    found = TopKSearch(queries, 30)
+    found.add(candidates[2000:], offset + 2000)
+    found.add(candidates[:2000], offset)
+    scores, places = search_to_the_bit(queries, candidates, 30)
+    assert_same(found.result(), (scores, places + offset))
+
+
+def test_callers_tensors_are_left_alone():
+    queries, candidates = torch.randn(5, 8), torch.randn(3000, 8)
+    for kind in (torch.float32, torch.float64):
+        asked, rows = queries.to(kind), candidates.to(kind)
+        before = asked.clone(), rows.clone()
+        search_in_chunks(asked, rows, 10, 3000)
+        assert_same((asked, rows), before)
+
+
+SPEC_QUERIES = torch.tensor([[4.0, 0, 3], [3, 4, 0], [1, 1, 0]])
+SPEC_LOCAL = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.8, 0]])
+SPEC_UNION = torch.cat([SPEC_LOCAL, torch.tensor([[0.8, 0, 0.6]])])
+
+
+def test_spec_rankings():
+    scores, places = search_top_k(SPEC_QUERIES, SPEC_LOCAL, 4)
+    assert places.tolist() == [[0, 2, 3, 1], [3, 1, 0, 2], [3, 0, 1, 2]]
+    expected = [[0.8, 0.6, 0.48, 0], [1, 0.8, 0.6, 0], [0.990, 0.707, 0.707, 0]]
+    assert torch.allclose(scores, torch.tensor(expected), atol=5e-4)
+    scores, places = search_top_k(SPEC_QUERIES, SPEC_UNION, 5)
+    assert places.tolist() == [[4, 0, 2, 3, 1], [3, 1, 0, 4, 2], [3, 0, 1, 4, 2]]
+    expected = [[1, 0.8, 0.6, 0.48, 0], [1, 0.8, 0.6, 0.48, 0], [0.990, 0.707, 0.707, 0.566, 0]]
+    assert torch.allclose(scores, torch.tensor(expected), atol=5e-4)
+
+
+def test_spec_control_of_unnormalised_documents():
+    pool = SPEC_LOCAL * torch.tensor([[1.0], [1], [10], [1]])
+    assert_same(search_top_k(SPEC_QUERIES, pool, 4), search_top_k(SPEC_QUERIES, SPEC_LOCAL, 4))
+    assert (SPEC_QUERIES @ pool.T).argmax(dim=1)[0].item() == 2
+
+
+def test_merged_shares_equal_the_whole():
+    queries, candidates = torch.randn(15, 12), torch.randn(40, 12)[torch.randint(40, (1000,))]
+    whole = search_to_the_bit(queries, candidates, 30)
+    for num_shares in (1, 2, 7, 100):
+        parts = []
+        for share in range(num_shares):
+            found = TopKSearch(queries, 30)
+            for start in range(share * 10, 1000, num_shares * 10):
+                found.add(candidates[start : start + 10], start)
+            parts.append(found.result(is_share=True))
+        assert_same(merge_top_k(parts, 30), whole)
+        assert_same(merge_top_k([merge_top_k(parts[:2], 30), *parts[2:]], 30), whole)
+
+
+def test_merging_short_parts():
+    nothing = torch.full((1, 2), -torch.inf), torch.full((1, 2), -1)
+    some = torch.tensor([[0.25, -0.5, -torch.inf]]), torch.tensor([[9, 3, -1]])
+    ties = torch.tensor([[0.25, -0.0, -0.5]]), torch.tensor([[2**32 - 1, 5, 2]])
+    scores, places = merge_top_k([nothing, some, ties], 7)
+    assert places.tolist() == [[9, 2**32 - 1, 5, 2, 3, -1, -1]]
+    assert scores.tolist() == [[0.25, 0.25, 0, -0.5, -0.5, -torch.inf, -torch.inf]]
+    assert merge_top_k([some, ties], 2)[1].tolist() == [[9, 2**32 - 1]]
+    assert merge_top_k([nothing], 9)[1].tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("parts", "k", "message"),
+    [
+        ([], 1, r"parts of shapes \[\]; expected"),
+        ([(torch.zeros(2, 3), torch.zeros(2, 2).long())], 1, "expected one or more pairs"),
+        ([(torch.zeros(2, 3), torch.zeros(2, 3).long())] * 2, 0, "k is 0; allowed 1"),
+        (
+            [(torch.zeros(n, 3), torch.zeros(n, 3).long()) for n in (1, 2)],
+            1,
+            r"\(1, 3\).*\(2, 3\).*one Q",
+        ),
+    ],
+)
+def test_parts_are_checked(parts, k, message):
+    with pytest.raises(ValueError, match=message):
+        merge_top_k(parts, k)
+
+
+def test_shares_of_one_direction_are_no_collapse():
+    queries, row = torch.randn(2, 4), torch.randn(1, 4)
+    found = TopKSearch(queries, 3)
+    assert found.common_direction is None
+    found.add(row.expand(5, 4), 10)
+    assert torch.equal(found.common_direction, round_unit_vectors(row)[0])
+    assert found.result(is_share=True)[1].tolist() == [[10, 11, 12]] * 2
+    with pytest.raises(ValueError, match="all 5 candidate embeddings point the same way"):
+        found.result()
+    found.add(-row, 3)
+    assert found.common_direction is None
+    assert found.result()[1].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TopKSearch(torch.ones(4), 1), r"queries \(4,\); expected \[Q, D\]"),
+        (lambda: TopKSearch(torch.ones(2, 4), 0), "k is 0"),
+        (lambda: TopKSearch(torch.ones(2, 4), 1, [torch.float16]), "float16.*allowed"),
+        (lambda: TopKSearch(torch.ones(2, 4), 1).add(torch.ones(3, 5), 0), r"expected \[N, 4\]"),
+        (lambda: TopKSearch(torch.ones(2, 4), 1).add(torch.ones(3, 4), -1), "first_place is -1"),
+        (
+            lambda: TopKSearch(torch.ones(2, 4), 1).add(torch.ones(3, 4), 2**32 - 2),
+            f"first_place is {2**32 - 2} for 3 rows; allowed 0 .. {2**32 - 3}",
+        ),
+    ],
+)
+def test_requests_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_bad_row_late_in_the_pool_is_named_by_its_place(bad):
+    found = TopKSearch(torch.randn(3, 4), 2)
+    rows = torch.randn(5000, 4)
+    rows[4321] = bad
+    with pytest.raises(ValueError, match="candidate row 104321 has norm"):
+        found.add(rows, 100000)
+
+
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from tracelib.retrieval.search import TopKSearch, estimate_search_bytes, search_top_k
+torch.set_num_threads(1)
+search_top_k(torch.randn(600, 32), torch.randn(6000, 32), 10)  # loads the libraries
+queries, candidates = torch.randn(3000, 256), torch.randn(20000, 256).half()
+if sys.argv[1] == "equal":
+    candidates[1:] = candidates[0]
+    candidates[0] *= -1
+def read(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+before = read("VmRSS")
+search = TopKSearch(queries, 50)
+for start in range(0, 20000, 5000):
+    search.add(candidates[start : start + 5000], start)
+search.result()
+print(f"[{read('VmHWM') - before}, {estimate_search_bytes(3000, 256, 50, 5000)}]")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("pool", ["noise", "equal"])
+def test_estimate_of_memory(pool):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, pool],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    measured, estimated = json.loads(done.stdout)
+    assert measured / 1.5 < estimated < 2 * measured
+
+
+def test_estimate_does_not_know_the_pool():
+    assert estimate_search_bytes(1000, 768, 50, 2**20) < 2**30
+    assert estimate_search_bytes(2000, 768, 50, 4096) > estimate_search_bytes(1000, 768, 50, 4096)

@@ -134,13 +134,13 @@ class RetrievalEvaluation(Callback):
         """Rank, log and write the results."""
         self._evaluate(trainer, pl_module, "test")
         assert isinstance(pl_module, RetrievalModule)
-        evaluation, folder = get_latest_evaluation(trainer), _get_log_dir(trainer)
+        evaluation, log_dir = get_latest_evaluation(trainer), _get_log_dir(trainer)
         if trainer.is_global_zero:
-            folder = folder / "evaluation" / pl_module.gate.name
+            folder = log_dir / "evaluation" / pl_module.gate.name
             config = describe_evaluation(
                 trainer.datamodule,  # type: ignore[attr-defined]
                 "test",
-                _read_config(trainer),
+                _read_config(log_dir),
                 str(pl_module.encoder.dtype),
             )
             write_evaluation(folder, evaluation, config)
@@ -188,12 +188,13 @@ def _is_fitting(trainer: Trainer) -> bool:
 
 
 def _get_log_dir(trainer: Trainer) -> Path:
+    """Return where the logs are; every rank must ask, since rank zero tells the others."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def _read_config(trainer: Trainer) -> dict[str, Any]:
+def _read_config(log_dir: Path) -> dict[str, Any]:
     """Return the recipe that Lightning saved beside the logs, `{}` outside the command line."""
-    path = _get_log_dir(trainer) / "config.yaml"
+    path = log_dir / "config.yaml"
     config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     return dict(config)
 

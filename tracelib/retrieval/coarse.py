@@ -113,7 +113,8 @@ def find_reaching(
     pair, member = (groups[query, group] >= least[query]).nonzero(as_tuple=True)
     query, row = query[pair], group[pair] * _GROUP_ROWS + member
     is_row = row < num_rows
-    return (query[is_row], row[is_row]) if len(query) <= max_pairs else None
+    query, row = query[is_row], row[is_row]
+    return (query, row) if len(query) <= max_pairs else None
 
 
 def is_accurate(products: Tensor, queries: Tensor, rows: Tensor) -> bool:

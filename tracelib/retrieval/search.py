@@ -11,8 +11,6 @@ Shapes: Q queries, C candidates, D dimensions, N rows of candidates, P pairs of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +28,7 @@ from tracelib.retrieval.cosines import (
     round_scores,
     round_units,
 )
+from tracelib.retrieval.tiles import Pairs, Tile, count_pairs, join_pairs
 
 _QUERY_BLOCK = 1024
 _TILE_ROWS = 1024
@@ -39,19 +38,11 @@ _FEW_PAIRS = 2**13  # a rise of the k-th best is worth looking for after so many
 _MANY_PAIRS = 2**18
 _DENSE_SHARE = 1 / 48  # of all pairs: beyond it, scoring all costs less than scoring some
 _QUERY_BYTES = 4 + 1 + 2  # of a coordinate: exact, int8 and bfloat16
-_HIT_BYTES = 60
-_VECTOR_BYTES = 30
-_PRODUCT_BYTES = 50
-_PAIR_BYTES = 60
-_SAFE_NORMS = (2.0**-40, 2.0**40)  # float32 holds their squares
-
-
-class _Pairs(NamedTuple):
-    """Pairs that may be hits: queries `[P]`, rows of the chunk `[P]`, float32 scores `[P]`."""
-
-    query: Tensor
-    row: Tensor
-    score: Tensor
+_HIT_BYTES = 100
+_TILE_BYTES = 40  # of a coordinate
+_BLOCK_BYTES = 12  # of a coordinate
+_PRODUCT_BYTES = 40
+_PAIR_BYTES = 120
 
 
 class TopKSearch:
@@ -133,25 +124,25 @@ class TopKSearch:
             )
         rows = rows.to(self._steps.device)
         self._compare_directions(rows, first_place)
-        fresh: list[_Pairs] = []
-        waiting: list[_Pairs] = []
+        fresh: list[Pairs] = []
+        waiting: list[Pairs] = []
         for start in range(0, len(rows), _TILE_ROWS):
-            tile = _Tile(rows[start : start + _TILE_ROWS], first_place + start)
+            tile = Tile(rows[start : start + _TILE_ROWS], first_place + start)
             for block in range(0, len(self._steps), _QUERY_BLOCK):
                 pairs = self._sift(block, tile)
                 if pairs is None:
                     self._score_all(block, tile)
                 else:
                     fresh.append(pairs._replace(row=pairs.row + start))
-                if _count(fresh) > _FEW_PAIRS:
+                if count_pairs(fresh) > _FEW_PAIRS:
                     waiting.append(self._raise_floor(fresh))
                     fresh = []
-                if _count(waiting) > _MANY_PAIRS:
+                if count_pairs(waiting) > _MANY_PAIRS:
                     self._score_pairs(waiting, rows, first_place)
                     waiting = []
-        if _count(fresh):
+        if count_pairs(fresh):
             waiting.append(self._raise_floor(fresh))
-        if _count(waiting):
+        if count_pairs(waiting):
             self._score_pairs(waiting, rows, first_place)
         self._num_seen += len(rows)
 
@@ -186,7 +177,7 @@ class TopKSearch:
             self._direction = direction if bool((steps == direction).all()) else None
             start = stop
 
-    def _sift(self, block: int, tile: _Tile) -> _Pairs | None:
+    def _sift(self, block: int, tile: Tile) -> Pairs | None:
         """Return the pairs of a block of queries and a tile that may be hits, None for most."""
         floor = self._floor[block : block + _QUERY_BLOCK, -1:]
         if bool((floor == -torch.inf).any()):  # fewer than k candidates so far
@@ -204,7 +195,7 @@ class TopKSearch:
                 query, row = found[0] + block, found[1]
                 score = self._multiply_pairs(query, row, tile.values)
                 score /= tile.norms[row, 0] * UNIT_STEPS
-                return self._drop_low(_Pairs(query, row, score))
+                return self._drop_low(Pairs(query, row, score))
         return None
 
     def _round_queries(self, block: int, coarse_type: torch.dtype) -> CoarseRows:
@@ -225,18 +216,18 @@ class TopKSearch:
             products[part] = (ours * values.index_select(0, row[part])).sum(dim=1)
         return products
 
-    def _drop_low(self, pairs: _Pairs) -> _Pairs:
+    def _drop_low(self, pairs: Pairs) -> Pairs:
         """Return the pairs whose score may reach the k best."""
         high = pairs.score + self._slack >= self._floor[pairs.query, -1]
-        return _Pairs(pairs.query[high], pairs.row[high], pairs.score[high])
+        return Pairs(pairs.query[high], pairs.row[high], pairs.score[high])
 
-    def _raise_floor(self, parts: Sequence[_Pairs]) -> _Pairs:
+    def _raise_floor(self, parts: Sequence[Pairs]) -> Pairs:
         """Let pairs raise the lower bounds; return those still high enough."""
-        pairs = _join(parts)
+        pairs = join_pairs(parts)
         keep_best_of_pairs(self._floor, pairs.query, pairs.score - self._slack)
         return self._drop_low(pairs)
 
-    def _score_all(self, block: int, tile: _Tile) -> None:
+    def _score_all(self, block: int, tile: Tile) -> None:
         """Merge all rows of a tile into the best of a block of queries."""
         queries = slice(block, block + _QUERY_BLOCK)
         scores = round_scores(self._steps[queries].double() @ tile.steps.T)
@@ -244,9 +235,9 @@ class TopKSearch:
         self._best[queries] = keep_best(self._best[queries], encode_hits(scores, places))
         self._floor[queries] = keep_best(self._floor[queries], scores)
 
-    def _score_pairs(self, parts: Sequence[_Pairs], rows: Tensor, first_place: int) -> None:
+    def _score_pairs(self, parts: Sequence[Pairs], rows: Tensor, first_place: int) -> None:
         """Merge the pairs waiting, of which those may be hits, into the best of their queries."""
-        pairs = self._drop_low(_join(parts))
+        pairs = self._drop_low(join_pairs(parts))
         row, order = pairs.row.sort()  # neighbours share rows, which are rounded once
         query = pairs.query[order]
         products = []
@@ -258,49 +249,6 @@ class TopKSearch:
         keys = encode_hits(round_scores(torch.cat(products)), row + first_place)
         keep_best_of_pairs(self._best, query, keys)
         self._floor = decode_hits(self._best)[0]
-
-
-class _Tile:
-    """Some candidates of a chunk, and what has been computed of them.
-
-    Args:
-        rows: `[N, D]` embeddings.
-        first_place: Place of the first.
-    """
-
-    def __init__(self, rows: Tensor, first_place: int) -> None:
-        self._rows = rows
-        self._coarse: dict[torch.dtype, CoarseRows] = {}
-        self.first_place = first_place
-        self.values = rows.float()
-        self.norms = torch.linalg.vector_norm(self.values, dim=1, keepdim=True)
-        least, most = _SAFE_NORMS
-        if not bool(((self.norms > least) & (self.norms < most)).all()):
-            # float64 tells bad rows from extreme ones
-            self.values = (self.steps / UNIT_STEPS).float()
-            self.norms = torch.ones_like(self.norms)
-
-    @cached_property
-    def steps(self) -> Tensor:
-        """`[N, D]` float64 unit vectors in steps."""
-        return round_units(self._rows, "candidate", self.first_place)
-
-    def round(self, coarse_type: torch.dtype) -> CoarseRows:
-        """Return the coarse vectors, with one step."""
-        if coarse_type not in self._coarse:
-            self._coarse[coarse_type] = coarse.round_rows(
-                self.values, self.norms, coarse_type, one_step=True
-            )
-        return self._coarse[coarse_type]
-
-
-def _join(parts: Sequence[_Pairs]) -> _Pairs:
-    query, row, score = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return _Pairs(query, row, score)
-
-
-def _count(parts: Sequence[_Pairs]) -> int:
-    return sum(len(pairs.query) for pairs in parts)
 
 
 @torch.no_grad()
@@ -381,7 +329,7 @@ def estimate_search_bytes(num_queries: int, embedding_size: int, k: int, chunk_s
     """
     block, tile = min(num_queries, _QUERY_BLOCK), min(chunk_size, _TILE_ROWS)
     queries = num_queries * (_QUERY_BYTES * embedding_size + _HIT_BYTES * k)
-    vectors = (block + tile) * embedding_size * _VECTOR_BYTES
+    vectors = (block * _BLOCK_BYTES + tile * _TILE_BYTES) * embedding_size
     products = block * (tile + k) * _PRODUCT_BYTES
-    waiting = min(num_queries * chunk_size, _MANY_PAIRS) * _PAIR_BYTES
-    return queries + max(vectors + products, waiting)
+    waiting = min(round(num_queries * chunk_size * _DENSE_SHARE), _MANY_PAIRS) * _PAIR_BYTES
+    return queries + vectors + products + waiting
