@@ -38,7 +38,8 @@ class RetrievalEvaluation(Callback):
     their own epoch end if they are listed after this.
 
     Args:
-        store_dir: Folder of the stores; null is `embeddings` in `trainer.default_root_dir`.
+        store_dir: Folder of the stores, which all nodes share; null is `embeddings` in
+            `trainer.default_root_dir`.
         embedding_type: Type of stored embeddings, which are unit vectors; `float16` takes half the
             disk and moves cosines by less than 0.001.
         search_chunk_size: Candidates scored at once; bounds memory, never changes the result.

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tracelib.callbacks.embedding_session import EmbeddingSession
 from tracelib.data.evaluation_set import EvaluationSet
+from tracelib.distributed import get_rank, get_world_size
 from tracelib.metrics.ranking import RaggedIds
 from tracelib.retrieval.evaluation import (
     RECALL_KS,
@@ -18,7 +21,7 @@ from tracelib.retrieval.evaluation import (
     describe_shallow_pools,
     tabulate,
 )
-from tracelib.retrieval.ranking import rank_pools
+from tracelib.retrieval.ranking import Chunks, rank_pools
 from tracelib.retrieval.runs import ResultRow
 from tracelib.retrieval.search import estimate_search_bytes
 
@@ -83,8 +86,25 @@ def rank_session(
     )
     if shallow := describe_shallow_pools(found.pools):
         rank_zero_info(shallow)
-    chunks = {column: session.iterate_candidates(column, chunk_size) for column in found.pools}
-    return rank_pools(queries.to(device), found.query_spans, chunks, depth)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    progress = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=get_rank() > 0 or not console.is_terminal,
+    )
+    task = progress.add_task("search", total=len(found.candidates) / get_world_size())
+
+    def track(column: str) -> Chunks:
+        for place, rows in session.iterate_candidates(column, chunk_size):
+            yield place, rows
+            progress.advance(task, len(rows))
+
+    with progress:
+        chunks = {column: track(column) for column in found.pools}
+        return rank_pools(queries.to(device), found.query_spans, chunks, depth)
 
 
 def evaluate_session(

@@ -90,7 +90,7 @@ def find_reaching(
         products: `[B, N]` of their coarse values.
         queries: The queries, each with its own step.
         rows: The candidates, with one step.
-        scores: `[B, 1]` float64.
+        scores: `[B, 1]` float64, all finite.
         max_share: Share of all pairs up to which it is worth naming them, above 0.
 
     Returns:
@@ -105,7 +105,7 @@ def find_reaching(
     # few do: the best of a group tells of all its rows, in a fraction of the time
     least, num_rows = least.to(products.dtype), products.shape[1]
     products = functional.pad(products, (0, -num_rows % _GROUP_ROWS))
-    groups = products.view(len(products), -1, _GROUP_ROWS)
+    groups = products.unflatten(1, (-1, _GROUP_ROWS))
     query, group = (groups.amax(dim=2) >= least).nonzero(as_tuple=True)
     max_pairs = max_share * len(products) * num_rows
     if len(query) > max_pairs:

@@ -33,7 +33,7 @@ from tracelib.retrieval.tiles import Pairs, Tile, count_pairs, join_pairs
 _QUERY_BLOCK = 1024
 _TILE_ROWS = 1024
 _NUM_PROBES = 128
-_PAIR_NUMBERS = 2**17  # coordinates of the pairs scored at once: what a cache holds
+_PAIR_NUMBERS = 2**18  # coordinates of the pairs scored at once: what a cache holds
 _FEW_PAIRS = 2**13  # a rise of the k-th best is worth looking for after so many
 _MANY_PAIRS = 2**18
 _DENSE_SHARE = 1 / 48  # of all pairs: beyond it, scoring all costs less than scoring some
