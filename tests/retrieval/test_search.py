@@ -317,6 +317,14 @@ def test_product_that_errs_is_not_used(kind):
     assert not torch.equal(trusting.result()[1], found.result()[1])
 
 
+@pytest.mark.parametrize("coarse_types", EVERY_FILTER, ids=str)
+@pytest.mark.parametrize("num_dimensions", [1, 2])
+def test_tiny_embeddings(num_dimensions, coarse_types):
+    queries, candidates = torch.randn(5, num_dimensions), torch.randn(3001, num_dimensions)
+    expected = search_to_the_bit(queries, candidates, 40)
+    assert_same(search_in_chunks(queries, candidates, 40, 3001, coarse_types).result(), expected)
+
+
 def test_fewer_seen_than_k():
     queries, candidates = torch.randn(6, 8), torch.randn(9, 8)
     found = TopKSearch(queries, 50)
