@@ -264,6 +264,31 @@ def test_test_after_predict_embeds_nothing(predicted):
     assert "queries_per_second" not in metrics  # nobody timed it now
 
 
+@pytest.mark.parametrize(
+    "option", ["limit_val_batches=2", "limit_val_batches=0.5", "fast_dev_run=1"]
+)
+def test_a_part_of_a_pool_is_not_evaluated(make_args, tmp_path, option):
+    with pytest.raises(ValueError, match=r"trainer\.\w+ is .* whole pools have to be embedded"):
+        main(["fit", *make_args(tmp_path), f"--trainer.{option}"])
+
+
+def test_faiss_finds_what_the_exact_search_finds(predicted, tmp_path):
+    args, _ = predicted
+    name = "tracelib.callbacks.retrieval_evaluation.RetrievalEvaluation"
+    callback = {"class_path": name, "init_args": {"search_backend": "faiss"}}
+    place = [f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    main(["test", *args, *place, f"--trainer.callbacks={json.dumps([callback])}"])
+    main(["test", *args, *place])
+    found = [
+        read_results(tmp_path / "tiny" / f"version_{i}" / "evaluation" / "always" / "results.json")[
+            0
+        ]
+        for i in (0, 1)
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.value == pytest.approx(theirs.value, abs=0.26)  # ties are FAISS's own
+
+
 def test_all_prompts_are_asked_and_told_apart(make_args, tmp_path):
     main(["test", *make_args(tmp_path), "--data.prompt_policy=all"])
     folder = tmp_path / "tiny" / "version_0" / "evaluation" / "always"

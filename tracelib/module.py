@@ -225,7 +225,7 @@ class RetrievalModule(LightningModule):
 
     def compute_fingerprint(self) -> str:
         """Return a digest of the backbone and of all that is trained; call it before merging."""
-        digest = hashlib.sha256(self.encoder.fingerprint.encode())
+        digest = hashlib.sha256(f"{self.encoder.fingerprint} {self.encoder.lora}".encode())
         state = self.state_dict()
         for name in sorted(self._list_checkpoint_keys()):
             digest.update(name.encode())

@@ -100,6 +100,26 @@ def test_the_fingerprint_follows_what_is_trained(built, root, tiny_backbone, tmp
     assert module.compute_fingerprint() not in (before, after)
 
 
+@pytest.mark.parametrize("option", ["--model.encoder.init_args.lora.alpha=64", None])
+def test_what_scales_the_adapter_is_in_the_fingerprint(
+    built, root, tiny_backbone, tmp_path, option
+):
+    args = write_recipe(tmp_path, root, tiny_backbone)
+    module = build([*args, *([option] if option else [])])[0]
+    module.load_state_dict(built[0].state_dict())
+    same = module.compute_fingerprint() == built[0].compute_fingerprint()
+    assert same == (option is None)
+
+
+def test_how_pictures_and_words_become_tokens_is_in_the_key(root, tiny_backbone, tmp_path):
+    data = build(write_recipe(tmp_path, root, tiny_backbone))[1]
+    before = data.processor.compute_digest()
+    data.processor.image_processor.image_mean = [0.1, 0.1, 0.1]
+    changed = data.processor.compute_digest()
+    data.processor.tokenizer.chat_template += " "
+    assert len({before, changed, data.processor.compute_digest()}) == 3
+
+
 def test_a_store_of_other_weights_is_refused(built, tmp_path):
     session = make_session(built, tmp_path)
     part = next(iter(session.candidates.parts.values()))

@@ -38,6 +38,16 @@ def batches(size=64):
             yield list(range(first, min(stop, first + size)))
 
 
+def find_committed(part):
+    return np.concatenate([part.find_committed(shard) for shard in range(part.num_shards)])
+
+
+def read(part, field):
+    values = np.empty((len(part.ids), *part.row_type[field].shape), part.row_type[field].base)
+    part.read_into(field, values)
+    return values
+
+
 def fill(part, size=64):
     for batch in batches(size):
         part.write(batch, {"embedding": embed(batch)})
@@ -49,12 +59,12 @@ def read_files(folder):
 
 def test_what_is_written_is_read_as_unit_vectors(tmp_path):
     part = build(tmp_path / "a")
-    assert not part.find_committed().any()
+    assert not find_committed(part).any()
     fill(part)
     expected = embed(np.arange(NUM)).astype(np.float64)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_array_equal(part.read("embedding"), expected.astype(np.float32))
-    assert part.find_committed().all()
+    np.testing.assert_array_equal(read(part, "embedding"), expected.astype(np.float32))
+    assert find_committed(part).all()
     assert [p.name for p in sorted((tmp_path / "a").iterdir())] == [
         "00000.npy",
         "00001.npy",
@@ -84,8 +94,8 @@ def test_thoughts_are_kept_beside_the_embedding(tmp_path):
     part.write([0, 1], values)
     for name, value in values.items():
         if name != "embedding":
-            np.testing.assert_array_equal(part.read(name), value)
-    assert part.read("embedding").dtype == np.float16
+            np.testing.assert_array_equal(read(part, name), value)
+    assert read(part, "embedding").dtype == np.float16
 
 
 def test_other_embeddings_are_refused_by_name(tmp_path):
@@ -105,15 +115,15 @@ def test_records_in_another_order_are_refused(tmp_path):
     fill(build(tmp_path / "a"))
     other = StoredPart(tmp_path / "a", KEY, np.arange(NUM, 0, -1) * 10, build_row_type(SIZE))
     with pytest.raises(StoreError, match=r"00000\.npy holds other records"):
-        other.read("embedding")
+        read(other, "embedding")
 
 
 def test_an_unfinished_part_is_not_read(tmp_path):
     part = build(tmp_path / "a")
     part.write([0, 1], {"embedding": embed([0, 1])})
-    assert part.find_committed().sum() == 2
+    assert find_committed(part).sum() == 2
     with pytest.raises(StoreError, match=r"00000\.npy is missing.*not whole"):
-        part.read("embedding")
+        read(part, "embedding")
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
@@ -130,7 +140,7 @@ def test_a_torn_or_altered_row_is_missing_again(tmp_path):
     rows = np.lib.format.open_memmap(tmp_path / "a" / "00000.partial.npy", "r+")
     rows["embedding"][1, 0] += 1e-3
     rows.flush()
-    assert build(tmp_path / "a").find_committed()[:4].tolist() == [True, False, True, False]
+    assert find_committed(build(tmp_path / "a"))[:4].tolist() == [True, False, True, False]
     fill(build(tmp_path / "b"))
     fill(build(tmp_path / "a"))
     assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
@@ -140,9 +150,9 @@ WRITER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_store import batches, build, embed
+from test_store import batches, build, embed, find_committed
 part = build(Path({folder!r}))
-committed = part.find_committed()
+committed = find_committed(part)
 for batch in batches():
     if not committed[batch].all():
         part.write(batch, {{"embedding": embed(batch)}})
@@ -169,6 +179,43 @@ def test_a_killed_writer_resumes_to_the_same_bytes(tmp_path):
     assert kills == 4
     assert written - kills <= len(list(batches())) <= written
     assert read_files(tmp_path / "cut") == read_files(tmp_path / "whole")
+
+
+def test_a_writer_killed_before_it_closed_a_shard_is_made_up_for(tmp_path):
+    fill(build(tmp_path / "whole"))
+    fill(build(tmp_path / "cut"))
+    (tmp_path / "cut" / "00001.npy").rename(tmp_path / "cut" / "00001.partial.npy")
+    part = build(tmp_path / "cut")
+    assert find_committed(part).all()
+    assert [part.is_closed(shard) for shard in range(3)] == [True, False, True]
+    part.close_whole(1)
+    assert read_files(tmp_path / "cut") == read_files(tmp_path / "whole")
+
+
+def test_one_shard_is_open_at_a_time(tmp_path):
+    part = build(tmp_path / "a", num=20 * SHARD_ROWS)
+    before = len(list(Path("/proc/self/maps").read_text().splitlines()))
+    for shard in range(20):
+        part.write([shard * SHARD_ROWS], {"embedding": np.ones((1, SIZE))})
+    after = len(list(Path("/proc/self/maps").read_text().splitlines()))
+    assert after - before < 10
+
+
+def test_a_full_disk_is_said(tmp_path):
+    part = build(tmp_path / "b")
+    part.folder = tmp_path / "missing"
+    with pytest.raises(StoreError, match=r"00000\.partial\.npy cannot be made.*store_dir"):
+        part.write([0], {"embedding": np.ones((1, SIZE))})
+
+
+def test_a_row_that_is_not_committed_is_not_copied(tmp_path):
+    part = build(tmp_path / "a")
+    part.write([0], {"embedding": embed([0])})
+    assert part.read_committed(0)["id"] == [10]
+    with pytest.raises(StoreError, match="lacks a row"):
+        part.read_committed(1)
+    with pytest.raises(StoreError, match="lacks a row"):
+        part.read_committed(SHARD_ROWS)
 
 
 def test_digest_depends_on_values_not_on_order():

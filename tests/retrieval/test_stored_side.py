@@ -33,6 +33,10 @@ def repeat():
     return first_places
 
 
+def plan(side, batch_size, rank=0, world_size=1):
+    return side.plan_batches(LENGTHS, batch_size, side.list_open_shards(), rank, world_size)
+
+
 def embed(side, batches, limit=None):
     return [side.write(batch, {"embedding": VALUES[batch]}) for batch in batches[:limit]]
 
@@ -44,7 +48,7 @@ def read_files(folder):
 def finish(folder, world_size=1, batch_size=50, limit=None):
     sides = [build(folder, repeat()) for _ in range(world_size)]
     for rank, side in enumerate(sides):
-        embed(side, side.plan_batches(LENGTHS, batch_size, rank, world_size), limit)
+        embed(side, plan(side, batch_size, rank, world_size), limit)
     if limit is None:
         for side in sides:
             side.fill_repeats()
@@ -52,7 +56,7 @@ def finish(folder, world_size=1, batch_size=50, limit=None):
 
 
 def test_every_record_is_planned_once_in_batches_of_similar_length(tmp_path):
-    plans = [build(tmp_path).plan_batches(LENGTHS, 50, rank, 2) for rank in range(2)]
+    plans = [plan(build(tmp_path), 50, rank, 2) for rank in range(2)]
     batches = plans[0] + plans[1]
     assert sorted(p for batch in batches for p in batch) == list(range(NUM))
     assert max(map(len, batches)) <= 50
@@ -85,7 +89,7 @@ def finish_whole(tmp_path):
 
 def test_repeats_are_embedded_once_and_equal_their_first(tmp_path):
     side = build(tmp_path, repeat())
-    planned = [p for batch in side.plan_batches(LENGTHS, 50) for p in batch]
+    planned = [p for batch in plan(side, 50) for p in batch]
     assert set(range(NUM)) - set(planned) == set(REPEATS)
     rows = finish(tmp_path).read("embedding")
     for place, first in REPEATS.items():
@@ -95,19 +99,20 @@ def test_repeats_are_embedded_once_and_equal_their_first(tmp_path):
 
 def test_a_rank_without_work_repeats_a_batch_that_is_not_written(tmp_path):
     side = build(tmp_path)
-    plan = side.plan_batches(LENGTHS, 50, rank=4, world_size=5)
-    assert len(plan) == 1
-    assert embed(side, plan) == [False]
-    assert not any(part.find_committed().any() for part in side.parts.values())
+    batches = plan(side, 50, 4, 5)
+    assert len(batches) == 1
+    assert embed(side, batches) == [False]
+    assert len(side.list_open_shards()) == 3
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_a_whole_store_plans_one_batch_and_leaves_it_alone(tmp_path):
     finish(tmp_path)
     before = read_files(tmp_path)
     side = build(tmp_path, repeat())
-    plan = side.plan_batches(LENGTHS, 50)
-    assert len(plan) == 1
-    side.write(plan[0], {"embedding": -VALUES[plan[0]]})
+    batches = plan(side, 50)
+    assert len(batches) == 1
+    side.write(batches[0], {"embedding": -VALUES[batches[0]]})
     assert read_files(tmp_path) == before
 
 
@@ -126,3 +131,15 @@ def test_chunks_of_all_ranks_are_the_pool(tmp_path, chunk_size, world_size):
     lengths = [0, *(len(rows) for _, rows in chunks[:-1])]
     assert [place for place, _ in chunks] == np.cumsum(lengths).tolist()
     assert [place for place, _ in side.iterate_chunks("b_task1", 1000)] == [SHARD_ROWS + 300]
+
+
+def test_what_is_left_is_dealt_to_all_ranks(tmp_path):
+    """A rank that was interrupted early leaves its shards to everybody."""
+    side = build(tmp_path, repeat())
+    embed(side, plan(side, 50, 0, 3))
+    side.fill_repeats()
+    rest = build(tmp_path, repeat())
+    plans = [plan(build(tmp_path, repeat()), 50, rank, 2) for rank in range(2)]
+    assert len(rest.list_open_shards()) == 2
+    assert min(map(len, plans)) >= 1
+    assert not set(map(tuple, plans[0])) & set(map(tuple, plans[1]))

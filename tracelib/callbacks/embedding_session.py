@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from tracelib.data.datamodule import MBEIRDataModule
-from tracelib.distributed import get_rank, get_world_size, wait_for_ranks
+from tracelib.distributed import gather_rows, get_rank, get_world_size, wait_for_ranks
 from tracelib.models.engine import EngineOutput
 from tracelib.models.router import Gate
 from tracelib.module import RetrievalModule
 from tracelib.retrieval.evaluation import Thoughts
-from tracelib.retrieval.store import EmbeddingType, Row, build_row_type, compute_digest
+from tracelib.retrieval.store import EmbeddingType, Row, build_row_type
 from tracelib.retrieval.stored_side import StoredSide
 from tracelib.types import CandidateBatch, QueryBatch
 
+EMBEDDING_VERSION = 1
+"""Raised whenever the same model and records give other embeddings, so that all are made again."""
 _PICTURE_LENGTH = 10_000_000
-"""Longer than any text: records with pictures are batched apart."""
+"""Longer than any text: records with pictures come after those without."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def build_keys(
     fingerprint: str,
     precision: str,
 ) -> EmbeddingKeys:
-    """Return the keys of a model's embeddings.
+    """Return the keys of a model's embeddings; pictures are known by path, not by content.
 
     Args:
         module: The model.
@@ -60,12 +62,13 @@ def build_keys(
     """
     renderer = data.renderer
     shared: dict[str, Any] = {
+        "version": EMBEDDING_VERSION,
         "weights": fingerprint,
         "precision": f"{module.encoder.dtype} {precision}",
         "read_offset": module.encoder.read_offset,
         "emb_token": renderer.emb_token,
         "max_text_tokens": renderer.max_text_tokens,
-        "pixels": dict(renderer.processor.image_processor.size),
+        "processor": renderer.processor.compute_digest(),
     }
     candidate = {"side": "candidate", **shared}
     candidate["template"] = dataclasses.asdict(renderer.candidate_template)
@@ -84,7 +87,8 @@ class EmbeddingSession:
     Args:
         data: Records; the split must be set up.
         split: `val` or `test`.
-        store_dir: Folder of all stores; this one's parts are `<digest>/<split>/<column>` in it.
+        store_dir: Folder of all stores. The parts of this one are `queries/<column>-<digest>` and
+            `candidates/<column>-<digest>` in it, so that what depends on the same is shared.
         keys: What the embeddings depend on.
         embedding_size: Dimensions of an embedding.
         embedding_type: Type on disk.
@@ -103,12 +107,12 @@ class EmbeddingSession:
         embedding_type: EmbeddingType = "float32",
     ) -> None:
         found, hashes = data.evaluation_sets[split], data.reader.read_sources(split)
-        self.found, self.batch_size = found, data.eval_batch_size
+        self.found, self.batch_size, self.store_dir = found, data.eval_batch_size, store_dir
         query_sources = {column: list(hashes[column][:2]) for column in found.query_spans}
         pool_sources = {column: hashes[column][2] for column in found.pools}
         self.max_tokens = int(keys.query["max_rationale_tokens"])
         self.queries = StoredSide(
-            store_dir / compute_digest({**keys.query, "sources": query_sources}) / split,
+            store_dir / "queries",
             keys.query,
             query_sources,
             found.query_spans,
@@ -116,18 +120,14 @@ class EmbeddingSession:
             build_row_type(embedding_size, embedding_type, self.max_tokens),
         )
         self.candidates = StoredSide(
-            store_dir / compute_digest({**keys.candidate, "sources": pool_sources}) / split,
+            store_dir / "candidates",
             keys.candidate,
             pool_sources,
             found.pools,
             found.candidates.ids,
             build_row_type(embedding_size, embedding_type),
-            found.candidates.find_first_places(found.pools),
+            found.first_places,
         )
-
-    def describe_folders(self) -> str:
-        """Return the folders of queries and candidates, for people."""
-        return " and ".join(sorted({str(side.folder) for side in (self.queries, self.candidates)}))
 
     def plan_batches(self) -> tuple[list[list[int]], list[list[int]]]:
         """Return this rank's batches of queries and of candidates that are not stored."""
@@ -137,6 +137,7 @@ class EmbeddingSession:
             side.plan_batches(
                 records.lengths + _PICTURE_LENGTH * records.has_image.astype(np.int64),
                 self.batch_size,
+                gather_rows(side.list_open_shards() if rank == 0 else []),
                 rank,
                 world_size,
             )
@@ -169,7 +170,10 @@ class EmbeddingSession:
 
     def finish(self) -> None:
         """Wait for all ranks and complete what needs no model."""
+        self.queries.flush()
+        self.candidates.flush()
         wait_for_ranks()
+        self.queries.fill_repeats()
         self.candidates.fill_repeats()
         wait_for_ranks()
 

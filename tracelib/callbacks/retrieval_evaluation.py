@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,7 +24,9 @@ from tracelib.callbacks.stored_evaluation import CHUNK_SIZE, Evaluation, evaluat
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.distributed import gather_rows, wait_for_ranks
 from tracelib.module import RetrievalModule
+from tracelib.retrieval.faiss_search import FaissSearch
 from tracelib.retrieval.runs import ResultRow
+from tracelib.retrieval.search import TopKSearch
 from tracelib.retrieval.store import EmbeddingType
 from tracelib.types import QueryBatch
 
@@ -31,8 +34,9 @@ from tracelib.types import QueryBatch
 class RetrievalEvaluation(Callback):
     """Embeds into a store; ranks local pools and union pool; logs recall, think rates, speed.
 
-    `validate`, `test` and `predict` keep their store: interrupted, they go on where they were, and
-    repeated they embed nothing. A `fit` validates in a store that it throws away. `test` writes
+    `validate`, `test` and `predict` keep their store: interrupted, they go on where they were;
+    repeated, they embed one batch a side and store none. A `fit` validates in a store beside its
+    logs that it throws away. `test` writes
     its numbers to `<log_dir>/evaluation/<gate>`, `predict` its rationales to
     `<log_dir>/rationales.jsonl`. Other callbacks find the numbers in `latest`, which is set before
     their own epoch end if they are listed after this.
@@ -43,6 +47,9 @@ class RetrievalEvaluation(Callback):
         embedding_type: Type of stored embeddings, which are unit vectors; `float16` takes half the
             disk and moves cosines by less than 0.001.
         search_chunk_size: Candidates scored at once; bounds memory, never changes the result.
+        search_backend: `exact` streams, and its ranking depends on nothing but the embeddings;
+            `faiss` (extra `faiss`) holds each rank's share of a pool in memory and orders near ties
+            its own way.
 
     Raises:
         ValueError: `search_chunk_size` is less than 1.
@@ -53,23 +60,26 @@ class RetrievalEvaluation(Callback):
         store_dir: Path | None = None,
         embedding_type: EmbeddingType = "float32",
         search_chunk_size: int = CHUNK_SIZE,
+        search_backend: Literal["exact", "faiss"] = "exact",
     ) -> None:
         if search_chunk_size < 1:
             raise ValueError(
                 f"RetrievalEvaluation: search_chunk_size is {search_chunk_size}, must be >= 1"
             )
         self.store_dir, self.embedding_type = store_dir, embedding_type
-        self.search_chunk_size = search_chunk_size
+        self.search_chunk_size, self.search_backend = search_chunk_size, search_backend
         self.latest: Evaluation | None = None
         self._session: EmbeddingSession | None = None
         self._start = self._seconds = 0.0
         self._num_timed = 0
+        self._token = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the loaders draw what the store lacks."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, MBEIRDataModule)
         data.plan_evaluation = functools.partial(self._open_session, trainer, pl_module)
+        self._token = trainer.strategy.broadcast(uuid.uuid4().hex)
 
     def _open_session(
         self, trainer: Trainer, pl_module: LightningModule, split: str
@@ -78,10 +88,12 @@ class RetrievalEvaluation(Callback):
         assert isinstance(pl_module, RetrievalModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, MBEIRDataModule)
+        _refuse_limits(trainer)
         if _is_fitting(trainer):
-            fingerprint, folder = "in training", _get_passing_store(trainer)
+            fingerprint, folder = self._token, self._get_passing_store(trainer)
             _remove(trainer, folder)
         else:
+            data.reader.file_hashes(split)  # they are needed at the end: fail now if at all
             fingerprint = pl_module.compute_fingerprint()
             folder = self.store_dir or Path(trainer.default_root_dir) / "embeddings"
         keys = build_keys(pl_module, data, pl_module.gate, fingerprint, str(trainer.precision))
@@ -124,7 +136,7 @@ class RetrievalEvaluation(Callback):
         if not trainer.sanity_checking:
             self._evaluate(trainer, pl_module, "val")
         if _is_fitting(trainer):
-            _remove(trainer, _get_passing_store(trainer))
+            _remove(trainer, self._get_passing_store(trainer))
 
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
@@ -155,7 +167,7 @@ class RetrievalEvaluation(Callback):
         if trainer.is_global_zero:
             thoughts = self._session.read_thoughts(None)
             write_rationales(path, self._session, thoughts, trainer.datamodule)  # type: ignore[attr-defined]
-            rank_zero_info(f"embeddings: {self._session.describe_folders()}\nrationales: {path}")
+            rank_zero_info(f"embeddings and rationales: {self._session.store_dir}, {path}")
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         assert isinstance(pl_module, RetrievalModule)
@@ -168,6 +180,7 @@ class RetrievalEvaluation(Callback):
             seconds,
             pl_module.device,
             self.search_chunk_size,
+            FaissSearch if self.search_backend == "faiss" else TopKSearch,
         )
         self.latest, rows, thoughts = evaluation, evaluation.rows, evaluation.thoughts
         # All ranks have the same numbers; their mean is only asked for to say so to Lightning.
@@ -175,6 +188,10 @@ class RetrievalEvaluation(Callback):
         pl_module.log(
             f"{split}/forced_emb_token_rate", thoughts.is_forced.float().mean(), sync_dist=True
         )
+
+    def _get_passing_store(self, trainer: Trainer) -> Path:
+        """Return the store of a fit's validation, which no other fit has."""
+        return _get_log_dir(trainer) / f"val_embeddings-{self._token[:12]}"
 
     def _sum_seconds(self, num_queries: int) -> float | None:
         """Return the seconds of the slowest rank, or None when some were in the store before."""
@@ -200,8 +217,18 @@ def _read_config(log_dir: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _get_passing_store(trainer: Trainer) -> Path:
-    return _get_log_dir(trainer) / "val_embeddings"
+def _refuse_limits(trainer: Trainer) -> None:
+    """Raise ValueError when Lightning is told to skip batches: a part of a pool ranks nothing."""
+    limits: dict[str, Any] = {"fast_dev_run": trainer.fast_dev_run or 1.0}  # type: ignore[attr-defined]
+    for stage in ("val", "test", "predict"):
+        limits[f"limit_{stage}_batches"] = getattr(trainer, f"limit_{stage}_batches")
+    for name, value in limits.items():
+        # 1.0 is all batches, but 1 is one of them
+        if value != 0 and not (isinstance(value, float) and value == 1):
+            raise ValueError(
+                f"trainer.{name} is {value}, but whole pools have to be embedded: leave it out, "
+                "and set data.root to a smaller benchmark instead (scenes --num_test 64)"
+            )
 
 
 def _remove(trainer: Trainer, folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from tracelib.callbacks.embedding_session import EmbeddingSession
 from tracelib.data.evaluation_set import EvaluationSet
@@ -21,9 +23,9 @@ from tracelib.retrieval.evaluation import (
     describe_shallow_pools,
     tabulate,
 )
-from tracelib.retrieval.ranking import Chunks, rank_pools
+from tracelib.retrieval.ranking import Chunks, Search, rank_pools
 from tracelib.retrieval.runs import ResultRow
-from tracelib.retrieval.search import estimate_search_bytes
+from tracelib.retrieval.search import TopKSearch, estimate_search_bytes
 
 CHUNK_SIZE = 16_384
 """Candidates scored at once unless told otherwise."""
@@ -70,7 +72,10 @@ def build_facts(found: EvaluationSet) -> QueryFacts:
 
 
 def rank_session(
-    session: EmbeddingSession, device: torch.device, chunk_size: int
+    session: EmbeddingSession,
+    device: torch.device,
+    chunk_size: int,
+    build_search: Callable[[Tensor, int], Search],
 ) -> dict[str, Ranking]:
     """Rank a split that is embedded whole; says first how much memory that takes.
 
@@ -80,6 +85,7 @@ def rank_session(
     found, depth = session.found, max(RECALL_KS)
     queries = session.read_query_embeddings()
     num_bytes = estimate_search_bytes(len(queries), queries.shape[1], depth, chunk_size)
+    num_bytes += (len(queries) + 2 * chunk_size) * queries.shape[1] * queries.element_size()
     rank_zero_info(
         f"search: {len(queries):,} queries in {len(found.candidates):,} candidates of "
         f"{len(found.pools)} pools, at most {num_bytes / 1e9:.2f} GB of memory on each rank"
@@ -104,7 +110,7 @@ def rank_session(
 
     with progress:
         chunks = {column: track(column) for column in found.pools}
-        return rank_pools(queries.to(device), found.query_spans, chunks, depth)
+        return rank_pools(queries.to(device), found.query_spans, chunks, depth, build_search)
 
 
 def evaluate_session(
@@ -114,6 +120,7 @@ def evaluate_session(
     seconds: float | None,
     device: torch.device,
     chunk_size: int = CHUNK_SIZE,
+    build_search: Callable[[Tensor, int], Search] = TopKSearch,
 ) -> Evaluation:
     """Complete a store, rank its queries and return all numbers.
 
@@ -124,6 +131,7 @@ def evaluate_session(
         seconds: Time it took to embed the queries; None when not known.
         device: Where to search.
         chunk_size: Candidates scored at once; bounds memory, never changes the result.
+        build_search: Makes the search of a pool from queries and depth.
 
     Raises:
         StoreError: The store lacks embeddings.
@@ -131,6 +139,6 @@ def evaluate_session(
     """
     session.finish()
     facts, thoughts = build_facts(session.found), session.read_thoughts(seconds)
-    rankings = rank_session(session, device, chunk_size)
+    rankings = rank_session(session, device, chunk_size, build_search)
     rows = tabulate(run, gate, facts, thoughts, rankings)
     return Evaluation(session.found, facts, thoughts, rankings, rows)

@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,15 @@ class ChatProcessor:
         size["shortest_edge"] = min_pixels or size["shortest_edge"]
         size["longest_edge"] = max_pixels or size["longest_edge"]
         self.image_processor.size = size
+
+    def compute_digest(self) -> str:
+        """Return a digest of all that decides which tokens and patches a record becomes."""
+        parts = (
+            self.tokenizer.backend_tokenizer.to_str(),
+            self.tokenizer.chat_template,
+            self.image_processor.to_json_string(),
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def __call__(
         self, turns: Sequence[Turn], padding_side: Literal["left", "right"] = "right"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from tracelib.data.arrow import ArrowTable
 from tracelib.data.jsonl import DataError
 from tracelib.data.query_table import QueryTable
 from tracelib.data.records import MAX_CANDIDATE_NUMBER, decode_id
-from tracelib.data.tables import CandidateTable
+from tracelib.data.tables import CandidateTable, Ints
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class EvaluationSet:
     candidates: CandidateTable
     query_spans: dict[str, range]
     pools: dict[str, range]
+
+    @cached_property
+    def first_places(self) -> Ints:
+        """Place of the first candidate of the same pool with the same content, per candidate."""
+        return self.candidates.find_first_places(self.pools)
 
 
 def check_disjoint(pools: Sequence[ArrowTable]) -> None:

@@ -95,7 +95,10 @@ def _update(source: Path, folder: Path, table_format: TableFormat | None) -> _Ma
 def _find_current(source: Path, folder: Path, needs_table: bool) -> _Manifest | None:
     """Return the manifest if size and time say that it is of the source's present content."""
     stat, manifest = _read_stat(source), _read_manifest(folder)
-    if manifest is None or (needs_table and not (folder / manifest.table_name).exists()):
+    if manifest is None:
+        return None
+    has_table = manifest.num_rows is not None and (folder / manifest.table_name).exists()
+    if needs_table and not has_table:
         return None
     looked_ns = (folder / _MANIFEST).stat().st_mtime_ns
     if (stat.st_size, stat.st_mtime_ns) != (manifest.source_size, manifest.source_mtime_ns):
@@ -109,7 +112,7 @@ def _renew(source: Path, folder: Path, table_format: TableFormat | None) -> _Man
     sha256, num_rows = "", None
     has_table = manifest is not None and (folder / manifest.table_name).exists()
     if has_table or table_format is None:
-        sha256 = _hash_file(source)
+        sha256 = hash_file(source)
         if has_table and manifest is not None and manifest.sha256 == sha256:
             num_rows = manifest.num_rows
     if table_format is not None and num_rows is None:
@@ -134,7 +137,8 @@ def _convert(source: Path, folder: Path, table_format: TableFormat) -> tuple[str
     return sha256, num_rows
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

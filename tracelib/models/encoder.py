@@ -84,7 +84,7 @@ class Encoder(nn.Module):
                 f"read_offset is {read_offset}, allowed are -1 and 0 "
                 "(model.encoder.init_args.read_offset)"
             )
-        self.read_offset = read_offset
+        self.read_offset, self.lora = read_offset, lora
         self.model, self.emb_token_id = load_backbone(
             backbone, emb_token, lora, train_projector, dtype, gradient_checkpointing
         )

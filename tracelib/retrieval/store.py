@@ -3,8 +3,9 @@
 A part is a folder with the embeddings of one column and side, in pool order, cut into shards of
 `SHARD_ROWS` records. A shard is one .npy file of rows of fixed width: the record's id, what is
 stored of it, and a checksum, which commits the row. While rows are missing its name ends in
-`.partial.npy`; the writer of its last row renames it. One process at a time writes a shard, so
-ranks share a part, also on a network disk. `key.json` says what the embeddings are of.
+`.partial.npy`; the writer of its last row renames it. One process at a time writes a shard, and
+has its last one flushed before it takes another, so ranks may share a part on a network disk.
+`key.json` says what the embeddings are of.
 
 Shapes: N records of a part, B of a batch, D dimensions, L tokens.
 """
@@ -78,8 +79,9 @@ class StoredPart:
     ) -> None:
         self.folder, self.ids, self.row_type = folder, ids, row_type
         self.num_shards = -(-len(ids) // SHARD_ROWS)
-        self._open: dict[int, Row] = {}
-        self._num_missing: dict[int, int] = {}
+        self._open_shard: int | None = None
+        self._rows: Any = None
+        self._num_missing = 0
         text = json.dumps({**key, "num_records": len(ids), "row": str(row_type)}, indent=1)
         self._check_key(json.loads(text))
         if not (folder / _KEY_FILE).exists():
@@ -92,7 +94,10 @@ class StoredPart:
         path = self.folder / _KEY_FILE
         if not path.exists():
             return
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise StoreError(f"{path} is broken ({error}); remove {self.folder}") from error
         differing = [name for name in {**found, **key} if found.get(name) != key.get(name)]
         if differing:
             there = ", ".join(f"{name} {str(found.get(name))[:60]!r}" for name in differing)
@@ -102,16 +107,18 @@ class StoredPart:
                 f"{self.folder} or choose another store_dir"
             )
 
-    def find_committed(self) -> Row:
-        """Return `[N]` whether each record's row is there and whole."""
-        committed = np.zeros(len(self.ids), dtype=bool)
-        for shard in range(self.num_shards):
-            span = self._get_span(shard)
-            if self._get_path(shard).exists():
-                committed[span] = True
-            elif self._get_partial_path(shard).exists():
-                committed[span] = _find_whole(np.load(self._get_partial_path(shard), mmap_mode="r"))
-        return committed
+    def is_closed(self, shard: int) -> bool:
+        """Whether a shard lacks no row and has its final name."""
+        return self._get_path(shard).exists()
+
+    def find_committed(self, shard: int) -> Row:
+        """Return for each record of a shard whether its row is there and whole."""
+        span, partial = self._get_span(shard), self._get_partial_path(shard)
+        if self.is_closed(shard):
+            return np.ones(span.stop - span.start, dtype=bool)
+        if not partial.exists():
+            return np.zeros(span.stop - span.start, dtype=bool)
+        return _find_whole(np.load(partial, mmap_mode="r"))
 
     def write(self, places: Sequence[int], values: Mapping[str, Row]) -> None:
         """Commit the rows of a batch; the shard is closed with its last row.
@@ -133,15 +140,28 @@ class StoredPart:
     def write_rows(self, places: Sequence[int], rows: Row) -> None:
         """Commit rows as they are, but for ids and checksums, which are set; see `write`."""
         shard, offsets = places[0] // SHARD_ROWS, np.asarray(places) % SHARD_ROWS
-        if self._get_path(shard).exists():
+        if self.is_closed(shard):
             return
         rows["id"] = self.ids[np.asarray(places)]
         rows["checksum"] = _compute_checksums(rows)
-        shard_rows = self._open_to_write(shard)
-        self._num_missing[shard] -= int((shard_rows["checksum"][offsets] == 0).sum())
-        shard_rows[offsets] = rows
-        if not self._num_missing[shard]:
+        self._open(shard)
+        self._num_missing -= int((self._rows["checksum"][offsets] == 0).sum())
+        self._rows[offsets] = rows
+        if not self._num_missing:
             self._close(shard)
+
+    def close_whole(self, shard: int) -> None:
+        """Close a shard that lacks no row, as when its writer was killed just before closing it."""
+        if not self.is_closed(shard):
+            self._open(shard)
+            if not self._num_missing:
+                self._close(shard)
+
+    def flush(self) -> None:
+        """Have what was written reach the disk, and let go of the shard that is open."""
+        if self._open_shard is not None:
+            self._rows.flush()
+            self._open_shard = self._rows = None
 
     def iterate_shards(self, shards: Sequence[int] | None = None) -> Iterator[tuple[int, Row]]:
         """Yield the first place and the rows of each shard, or of some, mapped read-only.
@@ -160,13 +180,14 @@ class StoredPart:
                 raise StoreError(f"{path} holds other records; remove {self.folder}")
             yield shard * SHARD_ROWS, rows
 
-    def read(self, field: str) -> Row:
-        """Return a field of all records.
+    def read_into(self, field: str, values: Row) -> None:
+        """Fill `values` `[N, ...]` with a field of all records.
 
         Raises:
             StoreError: A shard is missing, or holds other records.
         """
-        return np.concatenate([rows[field] for _, rows in self.iterate_shards()])
+        for place, rows in self.iterate_shards():
+            values[place : place + len(rows)] = rows[field]
 
     def read_committed(self, place: int) -> Row:
         """Return a copy of one committed row `[1]`, also of a shard that is not closed.
@@ -174,13 +195,17 @@ class StoredPart:
         Raises:
             StoreError: It is not committed.
         """
-        path = self._get_path(place // SHARD_ROWS)
-        path = path if path.exists() else self._get_partial_path(place // SHARD_ROWS)
-        rows: Row = np.load(path, mmap_mode="r") if path.exists() else np.zeros(0, self.row_type)
-        row: Row = rows[place % SHARD_ROWS :][:1].copy()
-        if not row["checksum"].any():
-            raise StoreError(f"{path} lacks a row: these embeddings are not whole; embed again")
-        return row
+        shard, offset = divmod(place, SHARD_ROWS)
+        # The last look is for a shard that was closed between the first two.
+        paths = (self._get_path(shard), self._get_partial_path(shard), self._get_path(shard))
+        for path in paths:
+            try:
+                row: Row = np.load(path, mmap_mode="r")[offset : offset + 1].copy()
+            except FileNotFoundError:
+                continue
+            if _find_whole(row).all():
+                return row
+        raise StoreError(f"{paths[0]} lacks a row: these embeddings are not whole; embed again")
 
     def _get_span(self, shard: int) -> slice:
         return slice(shard * SHARD_ROWS, min(len(self.ids), (shard + 1) * SHARD_ROWS))
@@ -191,25 +216,38 @@ class StoredPart:
     def _get_partial_path(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.partial.npy"
 
-    def _open_to_write(self, shard: int) -> Row:
+    def _open(self, shard: int) -> None:
         """Open a shard, made empty when missing; a row that was cut short counts as missing."""
-        if shard not in self._open:
-            path, span = self._get_partial_path(shard), self._get_span(shard)
-            if not path.exists():
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                shape = (span.stop - span.start,)
-                np.lib.format.open_memmap(temporary, "w+", self.row_type, shape).flush()
-                temporary.replace(path)
-            rows = np.lib.format.open_memmap(path, "r+")
-            is_whole = _find_whole(rows)
-            rows["checksum"][~is_whole] = 0
-            self._open[shard], self._num_missing[shard] = rows, int((~is_whole).sum())
-        return self._open[shard]
+        if self._open_shard == shard:
+            return
+        self.flush()
+        path = self._get_partial_path(shard)
+        if not path.exists():
+            self._make_shard(path, self._get_span(shard))
+        self._rows = np.lib.format.open_memmap(path, "r+")
+        is_whole = _find_whole(self._rows)
+        self._rows["checksum"][~is_whole] = 0
+        self._open_shard, self._num_missing = shard, int((~is_whole).sum())
+
+    def _make_shard(self, path: Path, span: slice) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            rows = np.lib.format.open_memmap(
+                temporary, "w+", self.row_type, (span.stop - span.start,)
+            )
+            del rows
+            with temporary.open("r+b") as file:  # a mapped file has no way to say: disk full
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            temporary.replace(path)
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be made: {error}; make room or choose another store_dir"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _close(self, shard: int) -> None:
-        rows: Any = self._open.pop(shard)
-        rows.flush()
-        del rows, self._num_missing[shard]
+        self.flush()
         self._get_partial_path(shard).replace(self._get_path(shard))
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tracelib.retrieval.store import SHARD_ROWS, Row, StoredPart
+from tracelib.retrieval.store import SHARD_ROWS, Row, StoredPart, compute_digest
+
+Shard = tuple[str, int]
 
 
 class StoredSide:
@@ -21,7 +23,7 @@ class StoredSide:
     depend on the number of ranks, nor on how often it was interrupted.
 
     Args:
-        folder: Folder of the parts.
+        folder: Folder of the parts, each in `<column>-<digest of its key>`.
         key: What the embeddings are of, as JSON values; see `StoredPart`.
         sources: What each column's records come from, e.g. a file's hash; part of its key.
         spans: Places of each column's records among all N.
@@ -41,42 +43,60 @@ class StoredSide:
         row_type: np.dtype[Any],
         first_places: Row | None = None,
     ) -> None:
-        self.folder, self.spans = folder, dict(spans)
+        self.spans = dict(spans)
+        self.row_type, self.num_records = row_type, len(ids)
         self.first_places = np.arange(len(ids)) if first_places is None else first_places
-        self.parts = {
-            column: StoredPart(
-                folder / column,
-                {**key, "column": column, "source": sources[column]},
+        self.parts = {}
+        for column, span in self.spans.items():
+            part_key = {**key, "column": column, "source": sources[column], "row": str(row_type)}
+            self.parts[column] = StoredPart(
+                folder / f"{column}-{compute_digest(part_key)}",
+                part_key,
                 ids[span.start : span.stop],
                 row_type,
             )
-            for column, span in self.spans.items()
-        }
-        self._owned: set[tuple[str, int]] = set()
+        self._owned: set[Shard] = set()
+
+    def list_open_shards(self) -> list[Shard]:
+        """Return the shards that are not closed, as column and number."""
+        return [
+            (column, shard)
+            for column, part in self.parts.items()
+            for shard in range(part.num_shards)
+            if not part.is_closed(shard)
+        ]
 
     def plan_batches(
-        self, lengths: Row, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        lengths: Row,
+        batch_size: int,
+        open_shards: Sequence[Shard],
+        rank: int = 0,
+        world_size: int = 1,
     ) -> list[list[int]]:
         """Return this rank's batches that are not committed, records of similar length together.
 
         A rank without any gets one batch to repeat, which `write` then ignores: every rank takes
-        part in the evaluation's end.
+        part in the evaluation's end, and the first forward under DDP is one of all ranks.
 
         Args:
             lengths: `[N]` lengths to sort by.
             batch_size: Most records of a batch.
+            open_shards: Shards to share out, the same list on every rank.
             rank: This process.
             world_size: Number of processes.
         """
-        shards = [(c, shard) for c, part in self.parts.items() for shard in range(part.num_shards)]
-        self._owned = set(shards[rank::world_size])
-        committed = np.concatenate([part.find_committed() for part in self.parts.values()])
+        self._owned = set(open_shards[rank::world_size])
         batches = []
-        for column, shard in shards[rank::world_size]:
+        for column, shard in open_shards[rank::world_size]:
+            committed = self.parts[column].find_committed(shard)
+            start = self.spans[column].start + shard * SHARD_ROWS
             for batch in self._cut_shard(column, shard, lengths, batch_size):
-                if not committed[batch].all():
+                if not committed[batch - start].all():
                     batches.append(batch.tolist())
-        return batches or [self._cut_shard(*shards[0], lengths, batch_size)[0].tolist()]
+        return batches or [
+            self._cut_shard(next(iter(self.parts)), 0, lengths, batch_size)[0].tolist()
+        ]
 
     def _cut_shard(self, column: str, shard: int, lengths: Row, batch_size: int) -> list[Row]:
         span = self.spans[column]
@@ -97,6 +117,11 @@ class StoredSide:
         self.parts[column].write([place - first for place in places], values)
         return True
 
+    def flush(self) -> None:
+        """Have what was written reach the disk, where other ranks may look for it."""
+        for part in self.parts.values():
+            part.flush()
+
     def fill_repeats(self) -> None:
         """Give records of the same content their first one's row; all ranks are done by now."""
         for column, shard in sorted(self._owned):
@@ -106,10 +131,19 @@ class StoredSide:
             for place in places[self.first_places[places] != places].tolist():
                 row = part.read_committed(int(self.first_places[place]) - span.start)
                 part.write_rows([place - span.start], row)
+            part.close_whole(shard)
 
     def read(self, field: str) -> Row:
-        """Return a field of all N records."""
-        return np.concatenate([part.read(field) for part in self.parts.values()])
+        """Return a field of all N records.
+
+        Raises:
+            StoreError: A shard is missing.
+        """
+        kind = self.row_type[field]
+        values: Row = np.empty((self.num_records, *kind.shape), kind.base)
+        for column, part in self.parts.items():
+            part.read_into(field, values[self.spans[column].start : self.spans[column].stop])
+        return values
 
     def iterate_chunks(
         self, column: str, chunk_size: int, rank: int = 0, world_size: int = 1
