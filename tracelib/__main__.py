@@ -1,6 +1,13 @@
-"""`python -m tracelib`."""
+"""`python -m tracelib`: what a verb finds wrong is one line here, not a traceback."""
 
-from tracelib.cli import main
+import sys
+
+from tracelib.cli import VERBS, main
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        if sys.argv[1] not in VERBS:
+            raise
+        sys.exit(f"tracelib: {error}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import DefaultHelpFormatter, auto_cli
 
 from tracelib.comparison import compare
 from tracelib.data.check.run import check
@@ -18,8 +20,7 @@ from tracelib.pretraining.run import pretrain
 from tracelib.recipe import build_cli
 
 VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb
-    for verb in (scenes, pretrain, evaluate, compare, mmeb, check, download)
+    verb.__name__: verb for verb in (scenes, pretrain, evaluate, compare, mmeb, check, download)
 }
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -38,6 +39,24 @@ other verbs (options: python -m tracelib VERB --help):
 """
 
 
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the paragraphs of a description."""
+
+
+def complete_flags(verb: Callable[..., Any], words: Sequence[str]) -> list[str]:
+    """Return the words of a verb with `true` after each bare flag, an option that is true or false.
+
+    >>> complete_flags(download, ["--dry_run", "--images", "false"])
+    ['--dry_run=true', '--images', 'false']
+    """
+    parameters = inspect.signature(verb).parameters.values()
+    flags = {f"--{parameter.name}" for parameter in parameters if type(parameter.default) is bool}
+    return [
+        f"{word}=true" if word in flags and following.startswith("-") else word
+        for word, following in zip(words, [*words[1:], "-"], strict=True)
+    ]
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a command line.
 
@@ -47,12 +66,15 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     if words and words[0] in VERBS:
         prog = f"python -m tracelib {words[0]}"
+        verb = VERBS[words[0]]
         auto_cli(
-            VERBS[words[0]],
-            args=words[1:],
+            verb,
+            args=complete_flags(verb, words[1:]),
             as_positional=words[0] == compare.__name__,
             allow_abbrev=False,
             prog=prog,
+            description=inspect.cleandoc(verb.__doc__ or "").partition("\nArgs:")[0].strip(),
+            formatter_class=_HelpFormatter,
         )
     elif not words or words[0] in ("-h", "--help"):
         lines = "\n".join(

@@ -16,7 +16,8 @@ from tracelib.retrieval.differences import POOLS, Difference, check_metric, comp
 from tracelib.retrieval.evaluation import HEADLINE
 from tracelib.retrieval.per_query import PerQuery, read_per_query
 from tracelib.retrieval.protocol import Protocol
-from tracelib.retrieval.runs import ResultRow, read_results, write_whole
+from tracelib.retrieval.runs import ResultRow, read_results
+from tracelib.retrieval.whole_files import write_whole
 
 _TABLE_WIDTH = 120
 _SPEEDS = ("think_rate", "tokens_per_query", "queries_per_second")
@@ -58,10 +59,10 @@ def compare(
 
     Args:
         run_a: Folder of an evaluated run, or of one gate in it, e.g. RUN/evaluation/never.
-        run_b: The run that A is subtracted from, likewise.
+        run_b: The other run, likewise; differences are B - A.
         gate_a: Gate of A to compare; default is the only one evaluated, or that of A's recipe.
         gate_b: Gate of B to compare, likewise.
-        split: Split that was evaluated.
+        split: Split that was evaluated; the folder of one gate is taken as it is.
         metric: `headline` (recall at M-BEIR's k of each column), `recall@k` or `mrr`.
         seed: Seed of what is resampled.
         num_resamples: Resamples for the interval, and sign flips for the p-value.
@@ -76,8 +77,6 @@ def compare(
     if found := protocols[0].find_differences(protocols[1]):
         lines = "\n  ".join(found)
         raise ValueError(f"{a.folder} (A) and {b.folder} (B) cannot be compared:\n  {lines}")
-    if protocols[0].split != split:
-        raise ValueError(f"{a.folder} is of split {protocols[0].split!r}, but split is {split!r}")
     check_metric(metric, protocols[0].search_depth)
     differences = compare_queries(a.queries, b.queries, metric, num_resamples, seed)
     _print(Console(), a, b, metric, differences)

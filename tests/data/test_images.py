@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tracelib.data import images
-from tracelib.data.images import ImageError, load_image
+from tracelib.data.images import ImageError, load_image, open_image
 
 
 def write_png_header(path, width, height):
@@ -119,3 +119,14 @@ def test_a_missing_file_is_named(tmp_path):
         ImageError, match=re.escape(f"{tmp_path / 'gone.png'}: the file is missing")
     ):
         load_image(tmp_path, "gone.png")
+
+
+def test_an_opened_picture_was_checked_and_is_not_decoded(tmp_path):
+    write_png_header(tmp_path / "header.png", 40, 30)
+    with open_image(tmp_path, "header.png") as image:
+        assert image.size == (40, 30)
+    with pytest.raises(ImageError, match="no whole picture"):
+        load_image(tmp_path, "header.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match="no whole picture"), open_image(tmp_path, "a.tiff"):
+        pass

@@ -172,6 +172,15 @@ def test_pool_of_the_split_goes_before_the_common_one(root, reader):
     assert len(reader.read_pool("test", "oven_task6")) == 4
 
 
+def test_a_pool_of_mscoco_has_its_split_in_its_name(root, reader):
+    write(root, "cand_pool/local/mbeir_mscoco_task0_cand_pool.jsonl", POOL)
+    name = "mbeir_mscoco_task0_test_cand_pool.jsonl"
+    with pytest.raises(DataError, match=f"{name}: the file is missing"):
+        reader.read_pool("test", "mscoco_task0")
+    write(root, f"cand_pool/local/{name}", POOL[:1])
+    assert len(reader.read_pool("test", "mscoco_task0")) == 1
+
+
 def test_columns_are_in_canonical_order_then_sorted(root, reader):
     names = ["scenes_task1", "oven_task8", "mscoco_task0", "scenes_task0", "cirr_task7"]
     for name in [*names, "nights"]:
@@ -450,9 +459,17 @@ def test_an_unknown_column_is_named(reader):
             "image,text\timage\tOVEN\t5\tfind it",
             "query modality 'image,text', candidate modality 'text'",
         ),
-        ("image,text\ttext\tOVEN\t5\t\t", ":2: "),
-        ("image,text\ttext\tOVEN", ":2: "),
-        ('image,text\ttext\tOVEN\t5\t" find it "', ":2: "),
+        ("image,text\ttext\tOVEN\t5\t\t", ":2: 'image,text"),
+        ("image,text\ttext\tOVEN\t5\t\t", "no prompt from column 5 on"),
+        ("image,text\ttext\tOVEN", "data set id '', in column 4, is no integer"),
+        ("image,text\ttext\tOVEN\tfive\tfind it", "data set id 'five', in column 4"),
+        ('image,text\ttext\tOVEN\t5\t" find it "', "a prompt begins with a quote and a blank"),
+        ("image,text\tmusic\tOVEN\t5\tfind it", "no task has the query and candidate modality"),
+        (
+            "image,text\ttext\tOVEN\t5\tfind it\nimage,text\ttext\tOVEN\t5\tname it",
+            ":3: ('5', 'image,text', 'text') has a row already, at line 2",
+        ),
+        (" \nimage,text\ttext\tOVEN\t5\tfind it", ":2: the line is empty; take it out"),
     ],
 )
 def test_a_bad_instruction_table_is_named(root, reader, line, message):

@@ -187,6 +187,27 @@ def test_other_data_rewrites_and_gates_are_evaluated_anew(root, run, tmp_path, c
     assert read(folder)["RefCOCO"] == third
 
 
+def test_what_decides_an_embedding_is_part_of_what_is_resumed(root, run, tmp_path, monkeypatch):
+    folder = run / "mmeb" / "always"
+    call(root, run, "--subsets=[RefCOCO]")
+    provenance = read(folder)["RefCOCO"]["provenance"]
+    names = ("dtype", "images_root", "format_version")
+    assert [provenance[name] for name in names] == ["torch.float32", "images", 1]
+    shutil.copytree(root / "images", tmp_path / "pictures")
+    changes = (("images_root", "pictures"), ("format_version", 2))
+    for (name, value), option in zip(
+        changes, ([f"--images_root={tmp_path / 'pictures'}"], []), strict=True
+    ):
+        if name == "format_version":
+            monkeypatch.setattr("tracelib.mmeb.run.FORMAT_VERSION", 2)
+        marked = read(folder)["RefCOCO"] | {"num_correct": -1}
+        (folder / "RefCOCO.json").write_text(json.dumps(marked) + "\n")
+        call(root, run, "--subsets=[RefCOCO]", *option)
+        again = read(folder)["RefCOCO"]
+        assert again["num_correct"] >= 0
+        assert str(again["provenance"][name]).endswith(str(value))
+
+
 def test_rewrites_that_match_nothing_are_reported(root, run, tmp_path, capsys):
     queries, candidates = tmp_path / "q.yaml", tmp_path / "c.yaml"
     queries.write_text(

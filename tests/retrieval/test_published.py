@@ -87,7 +87,7 @@ def test_run_stands_beside_the_published_rows():
     assert tables["union", "mine, never"] == ["12.5"] * 17 + ["this run"]
     trace = tables["local", "TRACE, Qwen2.5-VL-7B"]
     assert (trace[0], trace[-2], trace[-1]) == ("42.1", "58.8", "TRACE paper")
-    assert tables["union", "LamRA-Ret, 7B"] == ["-"] * 16 + ["54.9", "LamRA paper"]
+    assert tables["union", "LamRA-Ret, Qwen2-VL-7B"] == ["-"] * 16 + ["54.9", "LamRA paper"]
     assert ("union", "TRACE, Qwen2.5-VL-7B") not in tables
     assert {len(cells) for cells in tables.values()} == {18}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -28,8 +30,24 @@ def load_image(root: Path, relative_path: str) -> Image.Image:
         relative_path: Path relative to `root`.
 
     Raises:
-        ImageError: The path leaves the root, the file is missing, no picture, broken or cut short,
-            or the picture has too many pixels or is too long for its width.
+        ImageError: As `open_image`, or the picture is broken or cut short.
+    """
+    with open_image(root, relative_path) as image:
+        pixels: Image.Image = image.convert("RGB")
+    return pixels
+
+
+@contextmanager
+def open_image(root: Path, relative_path: str) -> Iterator[Image.Image]:
+    """Open a picture whose path, format and size are fine; nothing of it is decoded yet.
+
+    Args:
+        root: Folder that the picture must lie in, symbolic links followed.
+        relative_path: Path relative to `root`.
+
+    Raises:
+        ImageError: The path leaves the root, the file is missing or no picture, or the picture has
+            too many pixels or is too long for its width; also for what decoding it raises.
     """
     path = root / relative_path
     if not path.resolve().is_relative_to(root.resolve()):
@@ -40,8 +58,7 @@ def load_image(root: Path, relative_path: str) -> Image.Image:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(path, *image.size)
-            pixels: Image.Image = image.convert("RGB")
-            return pixels
+            yield image
     except ImageError:
         raise
     except FileNotFoundError as error:

@@ -9,8 +9,11 @@ from random import Random
 from typing import Literal
 
 from tracelib.data.jsonl import DataError
+from tracelib.data.records import TASK_MODALITIES
 from tracelib.prompts import format_text
 
+InstructionKey = tuple[str, str, str]
+"""Data set id, query modality and candidate modality: what a row is found by."""
 PromptPolicy = Literal["fixed", "per_query_hash", "random", "all"]
 _POLICIES = ("fixed", "per_query_hash", "random", "all")
 
@@ -25,7 +28,7 @@ class InstructionTable:
         seed: Seed of the `random` policy.
 
     Raises:
-        DataError: The file is missing or a line breaks its format.
+        DataError: The file is missing, a line breaks its format, or two lines have one key.
         ValueError: There is no such policy.
     """
 
@@ -35,12 +38,16 @@ class InstructionTable:
         if not path.exists():
             raise DataError(f"{path}: the file is missing")
         self.path, self.policy, self.seed = path, policy, seed
-        self._prompts: dict[tuple[str, str, str], list[str]] = {}
-        for number, line in enumerate(path.read_bytes().splitlines()[1:], 2):
-            dataset_id, query_modality, candidate_modality, prompts = _parse_line(
-                path, number, line
-            )
-            self._prompts[dataset_id, query_modality, candidate_modality] = prompts
+        self._prompts: dict[InstructionKey, list[str]] = {}
+        lines: dict[InstructionKey, int] = {}
+        for line, text in enumerate(path.read_bytes().splitlines()[1:], 2):
+            try:
+                key, prompts = parse_instruction_line(text)
+            except DataError as error:
+                raise DataError(f"{path}:{line}: {error}") from error
+            if key in lines:
+                raise DataError(f"{path}:{line}: {key} has a row already, at line {lines[key]}")
+            lines[key], self._prompts[key] = line, prompts
 
     def find_prompts(self, query_id: str, modalities: tuple[str, str]) -> list[str]:
         """Return the prompts of a query's row.
@@ -80,18 +87,38 @@ class InstructionTable:
         return prompts[zlib.crc32(query_id.encode()) % len(prompts)]
 
 
-def _parse_line(path: Path, number: int, text: bytes) -> tuple[str, str, str, list[str]]:
+def parse_instruction_line(text: bytes) -> tuple[InstructionKey, list[str]]:
+    r"""Return the key and the formatted prompts of a line.
+
+    Raises:
+        DataError: The line breaks the format; the message names neither file nor line.
+
+    >>> parse_instruction_line(b"image\ttext\tNews\t0\tname the event\t")
+    (('0', 'image', 'text'), ['Name the event.'])
+    """
     try:
-        line = text.decode()
+        words = text.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: {text[:80]!r} is no UTF-8: {error}") from error
-    query_modality, candidate_modality, _, dataset_id, *cells = [
-        cell.strip() for cell in [*line.split("\t"), "", "", "", ""]
+        raise DataError(f"{text[:80]!r} is no UTF-8: {error}") from error
+    if not words.strip():
+        raise DataError("the line is empty; take it out")
+    key = dataset_id, *modalities = read_instruction_key(text)
+    if tuple(modalities) not in TASK_MODALITIES.values():
+        raise DataError(f"{words!r}: no task has the query and candidate modality {modalities}")
+    if not dataset_id.isdecimal():
+        raise DataError(f"{words!r}: data set id {dataset_id!r}, in column 4, is no integer >= 0")
+    prompts = [format_text(cell.strip()) for cell in words.split("\t")[4:] if cell.strip()]
+    if not prompts:
+        raise DataError(f"{words!r}: no prompt from column 5 on")
+    if any(prompt != format_text(prompt) for prompt in prompts):
+        raise DataError(f"{words!r}: a prompt begins with a quote and a blank")
+    return key, prompts
+
+
+def read_instruction_key(text: bytes) -> InstructionKey:
+    """Return what stands where a line has its key, also of a line that breaks the format."""
+    words = text.decode(errors="replace")
+    query_modality, candidate_modality, _, dataset_id, *_ = [
+        cell.strip() for cell in [*words.split("\t"), "", "", "", ""]
     ]
-    prompts = [format_text(cell) for cell in cells if cell]
-    if not prompts or any(prompt != format_text(prompt) for prompt in prompts):
-        raise DataError(
-            f"{path}:{number}: {line!r} is not two modalities, a name, a data set id and "
-            "prompts, split by tabs (a prompt may not begin with a quote and a blank)"
-        )
-    return dataset_id, query_modality, candidate_modality, prompts
+    return dataset_id, query_modality, candidate_modality

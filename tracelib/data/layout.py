@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tracelib.data.jsonl import DataError
+from tracelib.retrieval.columns import MBEIR_COLUMNS, canonical_place
 
-CANONICAL_COLUMNS = (
-    "visualnews_task0",
-    "mscoco_task0",
-    "fashion200k_task0",
-    "webqa_task1",
-    "edis_task2",
-    "webqa_task2",
-    "visualnews_task3",
-    "mscoco_task3",
-    "fashion200k_task3",
-    "nights_task4",
-    "oven_task6",
-    "infoseek_task6",
-    "fashioniq_task7",
-    "cirr_task7",
-    "oven_task8",
-    "infoseek_task8",
-)
+CANONICAL_COLUMNS = MBEIR_COLUMNS
 """The 16 columns of M-BEIR in the order of every published table."""
 DATASET_NAMES = (
     "visualnews",
@@ -40,6 +25,21 @@ DATASET_NAMES = (
     "mscoco",
 )
 """M-BEIR's data sets as file names have them; a data set's id is its place."""
+
+
+def needs_split_pool(column: str) -> bool:
+    """Return whether val and test have pools of their own: MSCOCO's differ, so names tell them.
+
+    >>> needs_split_pool("mscoco_task0"), needs_split_pool("cirr_task7")
+    (True, False)
+    """
+    return column.startswith("mscoco_")
+
+
+def name_root(root: Path) -> str:
+    """Return a folder name for one data root among others: its name and its path's digest."""
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()
+    return f"{root.resolve().name}-{digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Layout:
     def union_up_queries(self) -> Path:
         """The train queries of all data sets in one file, those of small ones repeated."""
         return self.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
+
+    @property
+    def union_val_queries(self) -> Path:
+        """The val queries of all columns in one file."""
+        return self.root / "query" / "union_val" / "mbeir_union_val.jsonl"
 
     def query(self, stem: str, split: str) -> Path:
         """Return the query file of a stem."""
@@ -89,9 +94,9 @@ class Layout:
         return sorted(pattern.parent.glob(pattern.name))
 
     def find_pool(self, column: str, split: str) -> Path:
-        """Return the local pool to use: that of the split where there is one."""
+        """Return the local pool to use: that of the split where there is or must be one."""
         path = self.pool(column, split)
-        return path if path.exists() else self.pool(column)
+        return path if needs_split_pool(column) or path.exists() else self.pool(column)
 
     def find_stems(self, split: str) -> list[str]:
         """Return the stems that have a query file, M-BEIR's columns first in canonical order.
@@ -108,5 +113,4 @@ class Layout:
             stem = "<dataset>" if split == "train" else "<dataset>_task<id>"
             path = self.query(stem, split)
             raise DataError(f"{folder}: no query file {path.name} here; check data root and split")
-        rank = {column: number for number, column in enumerate(CANONICAL_COLUMNS)}
-        return sorted(stems, key=lambda stem: (rank.get(stem, len(rank)), stem))
+        return sorted(stems, key=lambda stem: (canonical_place(stem), stem))

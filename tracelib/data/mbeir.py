@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from tracelib.data.evaluation_set import EvaluationSet, check_disjoint
 from tracelib.data.formats import CANDIDATES, QRELS, RATIONALES, build_query_format
 from tracelib.data.instructions import InstructionTable, PromptPolicy
 from tracelib.data.jsonl import DataError as DataError
-from tracelib.data.layout import Layout
+from tracelib.data.layout import Layout, name_root
 from tracelib.data.qrels_table import QrelsTable
 from tracelib.data.query_file import QueryFile, check_joins, check_rationales
 from tracelib.data.query_table import QueryTable
@@ -46,8 +45,7 @@ class MBEIRReader:
         self._layout = Layout(root)
         self._cache = root / CACHE_FOLDER
         if cache_dir is not None:
-            digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()
-            self._cache = Path(cache_dir) / f"{root.resolve().name}-{digest[:8]}"
+            self._cache = Path(cache_dir) / name_root(root)
 
     def columns(self, split: str) -> list[str]:
         """Return the columns of a split, those of M-BEIR first in canonical order.

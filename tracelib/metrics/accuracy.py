@@ -1,21 +1,16 @@
 """Accuracy against each query's own candidates, the gold one first: MMEB's metric.
 
 Own candidates lie query after query: those of query i are at `offsets[i]` .. `offsets[i + 1]`.
-Shapes: Q queries, C candidates, N own candidates of all queries together, D dimensions.
+Shapes: Q queries, N own candidates of all queries together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-
-_COORDINATE_STEPS = 2**26
-_SCORE_STEPS = 2**24
-_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -43,48 +38,6 @@ class GoldComparison:
         return self.is_correct & (self.num_tied == 0)
 
 
-@torch.no_grad()
-def score_own_candidates(
-    queries: Tensor, candidates: Tensor, places: Tensor, offsets: Tensor
-) -> Tensor:
-    """Return the cosine of each query with each of its own candidates.
-
-    Coordinates of unit vectors are rounded to multiples of 2^-26, so that float64 holds every
-    partial sum: equal embeddings tie to the last bit, wherever they stand.
-
-    Args:
-        queries: `[Q, D]` embeddings of any length and float type.
-        candidates: `[C, D]` embeddings.
-        places: `[N]` rows of `candidates`.
-        offsets: `[Q + 1]` bounds in `places`.
-
-    Returns:
-        `[N]` float32 in -1 .. 1, rounded to multiples of 2^-24.
-
-    Raises:
-        ValueError: Shapes do not fit, a query has no candidates, a place is outside `candidates`,
-            or an embedding is zero or not finite.
-
-    >>> rows = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    >>> score_own_candidates(rows[:1] * 3, rows, torch.tensor([1, 0]), torch.tensor([0, 2]))
-    tensor([0.6000, 1.0000])
-    """
-    _check_offsets(offsets, len(places), len(queries))
-    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
-        shapes = f"queries {tuple(queries.shape)}, candidates {tuple(candidates.shape)}"
-        raise ValueError(f"{shapes}; expected [Q, D] and [C, D] with one D")
-    if int(places.min()) < 0 or int(places.max()) >= len(candidates):
-        raise ValueError(
-            f"places run from {int(places.min())} to {int(places.max())}; allowed are "
-            f"0 .. {len(candidates) - 1}, the rows of candidates"
-        )
-    scores = torch.empty(len(places), dtype=torch.float64)
-    units, candidate_units = _round_units(queries, "query"), _round_units(candidates, "candidate")
-    for unit, (start, stop) in zip(units.double(), pairwise(offsets.tolist()), strict=True):
-        scores[start:stop] = candidate_units[places[start:stop]].double() @ unit
-    return (scores * (_SCORE_STEPS / _COORDINATE_STEPS**2)).round().float() / _SCORE_STEPS
-
-
 def compare_gold(scores: Tensor, offsets: Tensor) -> GoldComparison:
     """Compare the first of each query's own candidates, the gold one, with the others.
 
@@ -99,7 +52,7 @@ def compare_gold(scores: Tensor, offsets: Tensor) -> GoldComparison:
     >>> found.is_correct.tolist(), found.is_correct_strict.tolist(), found.best.tolist()
     ([True, False], [False, False], [0, 1])
     """
-    _check_offsets(offsets, len(scores), len(offsets) - 1)
+    check_offsets(offsets, len(scores), len(offsets) - 1)
     if not bool(scores.isfinite().all()):
         place = int((~scores.isfinite()).nonzero()[0])
         raise ValueError(f"score {place} is {scores[place].item()}; scores must be finite")
@@ -159,31 +112,20 @@ class GoldAccuracy(Metric):
         }
 
 
-def _check_offsets(offsets: Tensor, num_own: int, num_queries: int) -> None:
-    """Raise ValueError where bounds do not cover all own candidates, or leave a query without."""
+def check_offsets(offsets: Tensor, num_own: int, num_queries: int) -> None:
+    """Check the bounds of own candidates.
+
+    Args:
+        offsets: `[Q + 1]` bounds.
+        num_own: N.
+        num_queries: Q.
+
+    Raises:
+        ValueError: They do not cover all own candidates, or leave a query without.
+    """
     if len(offsets) != num_queries + 1 or int(offsets[0]) != 0 or int(offsets[-1]) != num_own:
         ends = f"{len(offsets)} offsets, {offsets[:1].tolist()} .. {offsets[-1:].tolist()}"
         raise ValueError(f"{ends}; expected {num_queries + 1} of them, from 0 to {num_own}")
     if num_queries < 1 or bool((offsets.diff() < 1).any()):
         empty = (offsets.diff() < 1).nonzero().flatten()[:1].tolist()
         raise ValueError(f"query {empty} has no candidates of its own; each needs at least one")
-
-
-def _round_units(rows: Tensor, side: str) -> Tensor:
-    """Return `[N, D]` unit vectors as whole multiples of 2^-26, int32.
-
-    Squares are summed one after the other: a library's sum may order them by the number of rows.
-    """
-    units = torch.empty(rows.shape, dtype=torch.int32)
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        values = rows[start : start + _BLOCK_ROWS].double()
-        norms = values.square().cumsum(1)[:, -1:].sqrt()
-        bad = (~norms.isfinite() | (norms == 0)).flatten().nonzero()
-        if len(bad):
-            row = int(bad[0])
-            raise ValueError(
-                f"{side} row {start + row} has norm {norms[row].item()}; embeddings must be "
-                "finite and not zero"
-            )
-        units[start : start + _BLOCK_ROWS] = (values / norms * _COORDINATE_STEPS).round()
-    return units

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,18 @@ from rich.progress import (
 )
 
 from tracelib.data.jsonl import read_rows, write_rows
-from tracelib.data.mmeb.files import hash_file
 from tracelib.data.mmeb.reader import MMEBReader, MMEBSubset
-from tracelib.metrics.accuracy import (
-    GoldAccuracy,
-    GoldComparison,
-    compare_gold,
-    score_own_candidates,
-)
+from tracelib.data.table_cache import hash_file
+from tracelib.metrics.accuracy import GoldAccuracy, GoldComparison, compare_gold
 from tracelib.mmeb.embedding import EmbeddedSubset, MMEBEncoder
 from tracelib.mmeb.table import build_mmeb_table, build_subset_table, mean_over_groups
 from tracelib.models.router import Gate, HeadGate
 from tracelib.recipe import find_runs, load_run
+from tracelib.retrieval.own_candidates import score_own_candidates
 from tracelib.retrieval.runs import ResultRow, collect_provenance, write_results
 
+FORMAT_VERSION = 1
+"""Raised whenever SUBSET.json changes its meaning, so that all subsets are evaluated again."""
 _METRICS = ("accuracy", "accuracy_strict", "think_rate", "tokens_per_query")
 _TABLE_WIDTH = 136
 _NUM_QUERIES = 1000
@@ -61,7 +60,7 @@ def mmeb(
     Args:
         root: Folder in the layout of the hub's MMEB-eval: SUBSET/test-00000-of-00001.parquet.
         run: Folder of the run, which holds config.yaml; default is the newest one.
-        subsets: Subsets to evaluate; default is all that are below the root.
+        subsets: Subsets to evaluate, e.g. `[CIRR,NIGHTS]`; default is all that are below the root.
         query_rewrites: YAML file that maps subsets to rewrites of their queries (original,
             replacement, prefix_add, suffix_add, value_map); default leaves the texts alone.
         candidate_rewrites: The same for candidates.
@@ -84,6 +83,7 @@ def mmeb(
     if run is None:
         raise FileNotFoundError(f"{runs_folder} holds no finished run: fit one or name one (--run)")
     encoder, config, provenance = _load(run, gate, reader.images_root)
+    provenance["images_root"] = os.path.relpath(reader.images_root, root)
     for option, path in (
         ("query_rewrites", query_rewrites),
         ("candidate_rewrites", candidate_rewrites),
@@ -125,6 +125,8 @@ def _load(
         "weights": module.compute_fingerprint(),
         "recipe": hashlib.sha256(settings.encode()).hexdigest(),
         "gate": {"name": gate.name, **vars(gate)},
+        "dtype": str(module.encoder.dtype),
+        "format_version": FORMAT_VERSION,
     }
     module.encoder.merge_lora()
     encoder = MMEBEncoder(

@@ -144,9 +144,10 @@ def _align(a: PerQuery, b: PerQuery) -> Tensor:
     if lonely := sorted({*keys_a} ^ {*keys_b}):
         column, query_id, _ = lonely[0]
         side = "B" if lonely[0] in places else "A"
+        words = "1 query was" if len(lonely) == 1 else f"{len(lonely):,} queries were"
+        more = ", ..." if len(lonely) > 1 else ""
         raise ValueError(
-            f"{len(lonely)} queries were evaluated in one run only: {query_id} of {column} in "
-            f"{side}, ..."
+            f"{words} evaluated in one run only: {query_id} of {column} in {side}{more}"
         )
     return torch.tensor([places[key] for key in keys_a])
 

@@ -1,7 +1,9 @@
 """What others published on M-BEIR, to be shown beside a run.
 
-Any-hit recall at each column's headline k on the test split, as fractions. UniIR, LamRA and
-U-MARVEL draw prompts at random at evaluation, so their numbers carry that noise.
+Any-hit recall at each column's headline k on the test split, as fractions. UniIR and LamRA draw
+prompts at random at evaluation, and TRACE says that it follows LamRA, so their numbers carry that
+noise. pyserini's rows are UniIR's released checkpoints, always with the first prompt. How U-MARVEL,
+ELVA and ARR choose prompts is not recorded here.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ PUBLISHED = (
     PublishedResult("TRACE, Qwen2-VL-7B", "local", _TRACE, reported_mean=0.556),
     PublishedResult("UniIR CLIP-SF", "local", _UNIIR, reported_mean=0.506),
     PublishedResult("UniIR BLIP-FF", "local", _UNIIR, reported_mean=0.468),
-    PublishedResult("LamRA-Ret, 7B", "local", _LAMRA, reported_mean=0.566),
+    PublishedResult("LamRA-Ret, Qwen2-VL-7B", "local", _LAMRA, reported_mean=0.566),
     PublishedResult("ELVA, 7B", "local", _ELVA, reported_mean=0.587),
     PublishedResult("ARR, 8B", "local", _ARR, reported_mean=0.610),
     PublishedResult("U-MARVEL, Qwen2-VL-7B", "local", _UMARVEL, reported_mean=0.632),
@@ -101,7 +103,7 @@ PUBLISHED = (
     ),
     PublishedResult("UniIR CLIP-SF", "union", _UNIIR, reported_mean=0.489),
     PublishedResult("UniIR BLIP-FF", "union", _UNIIR, reported_mean=0.455),
-    PublishedResult("LamRA-Ret, 7B", "union", _LAMRA, reported_mean=0.549),
+    PublishedResult("LamRA-Ret, Qwen2-VL-7B", "union", _LAMRA, reported_mean=0.549),
     PublishedResult("U-MARVEL, Qwen2-VL-7B", "union", _UMARVEL, reported_mean=0.607),
 )
 """Single retrievers without a reranker."""

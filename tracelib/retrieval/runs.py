@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from tracelib.retrieval.columns import TASK_NAMES, canonical_place, read_task_id
+from tracelib.retrieval.whole_files import write_whole as write_whole
 
 _TSV_HEADER = "TaskID\tTask\tDataset\tSplit\tMetric\tCandPool\tValue\tUnionPool\tUnionValue\n"
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "tracelib")
@@ -223,14 +224,3 @@ def _cut_paths(value: Any) -> Any:
         text = str(os.fspath(value))
         return PurePath(text).name if text[:1] in ("/", "~") else text
     return value
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, making its folder when needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -347,9 +347,9 @@ def test_what_is_tolerated_is_counted_and_no_fault(root):
         (query(0), 2, 'with the string "null"'),
         (query(0), 2, "without task_id"),
         (query(1), 1, "with a text of more than 2048 characters"),
-        (query(2), 3, "pos_cand_list of 1 queries differs from qrels/val/"),
+        (query(2), 3, "pos_cand_list of 1 query differs from qrels/val/"),
         ("query/val/._mbeir_scenes_task0_val.jsonl", None, "not looked at"),
-        ("query", None, "query ids are in several splits"),
+        ("query", None, "query ids in common to several splits"),
     ]:
         assert [n for n in notes if n[:2] == (name, line) and words in n[2]], words
     assert {row["stem"]: row["num_queries"] for row in report["columns"]}["union_up"] == 320
@@ -432,8 +432,6 @@ def test_the_worked_example_is_clean_and_counted_beside_mbeir(worked_example, ca
         "num_qrels": 492_654,
         "num_cross_pool": 442_650,
     }
-    (note,) = [note["message"] for note in report["notes"] if "M-BEIR:" in note["message"]]
-    assert note.startswith("oven_task6 has 3 queries (M-BEIR: 50,004), 4 candidates (M-BEIR: 676,6")
     small = [
         note["file"] for note in report["notes"] if "recall@50 takes the whole" in note["message"]
     ]
@@ -441,6 +439,77 @@ def test_the_worked_example_is_clean_and_counted_beside_mbeir(worked_example, ca
         f"cand_pool/local/mbeir_{key}_task6_cand_pool.jsonl" for key in ("infoseek", "oven")
     ]
     assert "3 (50,004)" in capsys.readouterr().out
+
+
+OVEN_POOL = "cand_pool/local/mbeir_oven_task6_cand_pool.jsonl"
+INFOSEEK_POOL = "cand_pool/local/mbeir_infoseek_task6_cand_pool.jsonl"
+OVEN_QRELS = "qrels/test/mbeir_oven_task6_test_qrels.txt"
+
+
+def find_excuses(report):
+    notes = [note for note in report["notes"] if "that are not here" in note["message"]]
+    return {note["file"]: (note["line"], note["message"]) for note in notes}
+
+
+@pytest.mark.parametrize("has_union", [True, False])
+def test_a_tree_of_some_columns_has_no_fault(worked_example, has_union, capsys):
+    """Pools of InfoSeek and of OVEN's task 8 are not there; 6:7 and 5:9 are of those."""
+    (worked_example / INFOSEEK_POOL).unlink()
+    picture = {"did": "5:9", "img_path": "mbeir_images/tiny/q1.jpg", "txt": "a tram"}
+    row = {**picture, "modality": "image,text"}
+    write_lines(worked_example, UNION, [*read_lines(worked_example, UNION), row])
+    if not has_union:
+        (worked_example / UNION).unlink()
+    ((name, (line, message)),) = find_excuses(run(worked_example, status=0)).items()
+    if has_union:
+        assert (name, line) == (UNION, 5)
+        assert message.startswith("2 candidates may be in local pools that are not here")
+    else:
+        assert (name, line) == (OVEN_QRELS, 2)
+        assert message.startswith("1 positive may be in pools that are not here")
+    assert "no fault in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_union", [True, False])
+def test_a_positive_that_the_pools_here_lack_is_a_fault(worked_example, has_union):
+    """Whether or not pools of other data sets or of another modality are there."""
+    (worked_example / INFOSEEK_POOL).unlink()
+    if not has_union:
+        (worked_example / UNION).unlink()
+    rows = read_lines(worked_example, OVEN_POOL)
+    write_lines(worked_example, OVEN_POOL, [rows[0], rows[1], rows[3]])
+    (fault,) = run(worked_example)["faults"]
+    if has_union:
+        assert (fault["file"], fault["line"]) == (UNION, 3)
+        assert fault["message"] == "candidate '5:3' is in no local pool of test"
+    else:
+        assert (fault["file"], fault["line"]) == (OVEN_QRELS, 4)
+        assert "positive '5:3' of query '5:3' is not in any pool of test" in fault["message"]
+
+
+def test_what_is_in_no_pool_of_a_whole_tree_or_of_no_data_set_is_a_fault(worked_example):
+    """6:7 with the pool of its column there, and in the union pool; 10:7 is of no data set."""
+    write_lines(worked_example, INFOSEEK_POOL, [{"did": "6:8", "txt": "x", "modality": "text"}])
+    union = read_lines(worked_example, UNION)
+    other = {"did": "6:8", "txt": "x", "modality": "text"}
+    write_lines(worked_example, UNION, [*union, other])
+    (fault,) = run(worked_example)["faults"]
+    assert (fault["file"], fault["line"]) == (UNION, 5)
+    write_lines(worked_example, UNION, [*union[:4], other])
+    (fault,) = run(worked_example)["faults"]
+    assert (fault["file"], fault["line"]) == (OVEN_QRELS, 2)
+    (worked_example / INFOSEEK_POOL).unlink()
+    write_lines(worked_example, UNION, [*union[:4], {**other, "did": "10:7"}])
+    places_found = places(run(worked_example)["faults"])
+    assert places_found == [(UNION, 5), (OVEN_QRELS, 2)]
+
+
+def test_folders_that_cannot_be_written_name_their_option(worked_example, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"check cannot be written .*; name another --cache_dir"):
+        check(worked_example, cache_dir=tmp_path / "file")
+    with pytest.raises(ValueError, match=r"file cannot be written .*; name another --json_file"):
+        check(worked_example, json_file=tmp_path / "file" / "report.json")
 
 
 def test_a_pool_of_mscoco_needs_its_split(worked_example):
@@ -503,6 +572,7 @@ def test_the_verb_through_the_command_line(worked_example, tmp_path, capsys):
     main([*args, f"--cache_dir={tmp_path / 'cache'}"])
     assert json.loads(report.read_text())["faults"] == []
     assert not (worked_example / ".tracelib").exists()
+    assert len(list((tmp_path / "cache").glob("example-*/check/fine_pictures.bin"))) == 1
     (worked_example / "mbeir_images/tiny/q2.jpg").unlink()
     with pytest.raises(SystemExit) as stop:
         main([*args, "--pictures=header"])

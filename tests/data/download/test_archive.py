@@ -94,6 +94,9 @@ def make_link(kind, target):
         ("/evil.jpg", b"evil"),
         ("query/test/evil.jpg", b"evil"),
         ("mbeir_images", b"evil"),
+        ("mbeir_images/.unpacked.json", b"evil"),
+        ("mbeir_images/._evil.jpg", make_link(tarfile.SYMTYPE, "/etc/passwd")),
+        ("..", make_link(tarfile.DIRTYPE, "")),
         ("mbeir_images/evil.jpg", make_link(tarfile.SYMTYPE, "/etc/passwd")),
         ("mbeir_images/evil.jpg", make_link(tarfile.SYMTYPE, "set0/0.jpg")),
         ("mbeir_images/evil.jpg", make_link(tarfile.LNKTYPE, "mbeir_images/set0/0.jpg")),
@@ -109,6 +112,25 @@ def test_what_is_no_picture_is_refused(tmp_path, name, content):
     assert repr(name) in str(error.value)
     assert read_pictures(tmp_path) == {"deep/root/mbeir_images/first.jpg": b"first"}
     assert not read_note(root, ["a"]).is_complete
+
+
+def test_the_root_folder_and_the_files_of_macos_are_passed_over(tmp_path):
+    folder = make_link(tarfile.DIRTYPE, "")
+    extra = {"./": folder, "./._mbeir_images": b"mac", "./mbeir_images": folder}
+    extra |= {"mbeir_images/set0/._0.jpg": b"mac", "._.": b"mac"}
+    unpack_pictures(pack(tmp_path, extra | PICTURES), ["a"], tmp_path / "root", print)
+    assert read_pictures(tmp_path / "root") == PICTURES
+    assert read_note(tmp_path / "root", ["a"]).num_bytes == sum(map(len, PICTURES.values()))
+
+
+@pytest.mark.parametrize("text", ['{"checksums": ["a"], "num_b', "", "[]", '{"other": 1}'])
+def test_a_note_cut_short_counts_as_absent(tmp_path, text):
+    parts = pack(tmp_path, PICTURES)
+    unpack_pictures(parts, ["a"], tmp_path, print)
+    (tmp_path / "mbeir_images/.unpacked.json").write_text(text)
+    assert not read_note(tmp_path, ["a"]).is_complete
+    unpack_pictures(parts, ["a"], tmp_path, print)
+    assert read_note(tmp_path, ["a"]).is_complete
 
 
 def test_a_link_on_disk_leads_nowhere(tmp_path):

@@ -360,6 +360,31 @@ def test_pictures_alone_with_their_archive_kept(run, mbeir, tmp_path):
     assert first.count("checksum right\n") == 3
 
 
+def test_parts_left_by_a_kill_are_removed_and_not_unpacked_again(run, mbeir, tmp_path):
+    args = ["--root", tmp_path, "--records", "false"]
+    run([*args, "--keep_archives", "true"])
+    (tmp_path / "mbeir_images.tar.gz.part-01").unlink()  # the kill came after the first removal
+    mbeir.requests.clear()
+    (again,) = run(args)
+    assert "unpack mbeir_images" not in again
+    assert read_tree(tmp_path) == PICTURES
+    assert not mbeir.requests
+
+
+def test_a_memory_cut_short_is_forgotten(run, mbeir, tmp_path):
+    args = ["--root", tmp_path, "--columns", "[nights_task4]", "--splits", "[test]"]
+    args += ["--images", "false"]
+    run(args)
+    memory = tmp_path / ".tracelib" / "download.json"
+    whole = memory.read_text()
+    memory.write_text(whole[:40])
+    mbeir.requests.clear()
+    (again,) = run(args)
+    assert again.count("checksum right\n") == 5
+    assert json.loads(memory.read_text()) == json.loads(whole)
+    assert not mbeir.requests
+
+
 def test_a_kill_and_a_broken_stream_cost_no_byte_that_is_on_disk(hub, start, run, tmp_path):
     chunk, path = 10 << 20, "mbeir_images.tar.gz.part-00"
     picture = {"mbeir_images/large.jpg": os.urandom(12 << 20)}
@@ -445,7 +470,7 @@ def errors(hub, mbeir, run, tmp_path_factory):
         ("name", r"a/b/c: is no name of a repository"),
         ("revision", r"TIGER-Lab/M-BEIR: no revision 'v9'"),
         ("vast", r"root: 2\.1 EB of disk are needed and .* are free; name another --root"),
-        ("lacking", r"lacks 1 documented files: cand_pool/local/mbeir_cirr_task7_.*--allow_miss"),
+        ("lacking", r"lacks 1 documented file: cand_pool/local/mbeir_cirr_task7_.*--allow_miss"),
         ("gap", r"me/gap has the archive parts .*--images false"),
         ("rationales", r"TIGER-Lab/M-BEIR has no rationales/.* with dataset in oven and split in"),
     ],
@@ -460,7 +485,7 @@ def test_a_hub_that_is_not_there_and_files_that_may_be_missing(hub, run, tmp_pat
     hub.repositories["me/lacking"] = Repository(records)
     args = ["--root", tmp_path / "a", "--repository", "me/lacking", "--images", "false"]
     (lacking,) = run([*args, "--allow_missing", "true"])
-    assert "the hub lacks 1 documented files: cand_pool/local/mbeir_cirr_task7" in lacking
+    assert "the hub lacks 1 documented file: cand_pool/local/mbeir_cirr_task7" in lacking
     assert read_tree(tmp_path / "a") == records
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

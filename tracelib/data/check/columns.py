@@ -9,7 +9,7 @@ import numpy as np
 
 from tracelib.data.check.coverage import index_pools
 from tracelib.data.check.expected import MBEIR_TEST_COUNTS, ExpectedCounts
-from tracelib.data.check.findings import Finding, make_note
+from tracelib.data.check.findings import Finding, format_count, make_note
 from tracelib.data.check.id_index import IdIndex
 from tracelib.data.check.line_table import LineTable
 from tracelib.data.check.sources import Source
@@ -85,25 +85,10 @@ def _count_column(
     )
 
 
-def note_counts(tree: Tree, columns: list[ColumnCounts]) -> Iterator[Finding]:
-    """Note counts that are not M-BEIR's, and pools smaller than the deepest recall."""
-    for row in columns:
-        if row.expected is None:
-            continue
-        differing = [
-            f"{value:,} {name} (M-BEIR: {expected:,})"
-            for name, value, expected in (
-                ("queries", row.num_queries, row.expected.num_queries),
-                ("candidates", row.num_candidates, row.expected.num_candidates),
-                ("qrels", row.num_qrels, row.expected.num_qrels),
-                ("positives in other pools", row.num_cross_pool, row.expected.num_cross_pool),
-            )
-            if value is not None and expected is not None and value != expected
-        ]
-        if differing:
-            name = f"query/{row.split}/mbeir_{row.stem}_{row.split}.jsonl"
-            yield make_note("file", name, None, f"{row.stem} has {', '.join(differing)}")
+def note_small_pools(tree: Tree) -> Iterator[Finding]:
+    """Note pools smaller than the deepest recall."""
     for source, table in tree.select("pool"):
         if len(table) < _SMALL_POOL:
-            message = f"{len(table)} candidates: recall@{_SMALL_POOL} takes the whole pool"
+            number = format_count(len(table), "candidate")
+            message = f"{number}: recall@{_SMALL_POOL} takes the whole pool"
             yield make_note("file", source.name, None, message)

@@ -7,14 +7,23 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelib.data.check.findings import Finding, make_note
+from tracelib.data.check.entries import CANDIDATE_MODALITIES
+from tracelib.data.check.findings import Finding, format_count, make_note
 from tracelib.data.check.id_index import IdIndex, Ints
 from tracelib.data.check.line_table import LineTable
 from tracelib.data.check.sources import Source
 from tracelib.data.check.tree import Tree, gather_ids
-from tracelib.data.records import MAX_CANDIDATE_NUMBER, MAX_QUERY_NUMBER, decode_id
+from tracelib.data.records import (
+    MAX_CANDIDATE_NUMBER,
+    MAX_QUERY_NUMBER,
+    TASK_MODALITIES,
+    decode_id,
+)
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_MODALITY_OF_TASK = np.full(max(TASK_MODALITIES) + 2, -1, dtype=np.int8)  # the last for task -1
+for _task, (_, _modality) in TASK_MODALITIES.items():
+    _MODALITY_OF_TASK[_task] = CANDIDATE_MODALITIES.index(_modality)
 
 
 def check_qrels(tree: Tree) -> Iterator[Finding]:
@@ -71,7 +80,8 @@ def _compare_positives(
     places = places[places >= 0]
     places = places[~queries.is_broken[places]]
     if len(places):
-        message = f"pos_cand_list of {len(places):,} queries differs from {source.name}, which rule"
+        number = f"{len(places):,} {'query' if len(places) == 1 else 'queries'}"
+        message = f"pos_cand_list of {number} differs from {source.name}, which rule"
         yield make_note("qrels", query_source.name, int(places[0]) + 1, message)
 
 
@@ -84,23 +94,23 @@ def _mix_pairs(queries: Ints, candidates: Ints) -> NDArray[np.uint64]:
 def check_positives(tree: Tree) -> Iterator[Finding]:
     """Yield positives that are in no pool, and train candidates that the train pool lacks.
 
-    Positives in another column's pool are M-BEIR's own and no fault.
+    Positives in another column's pool are M-BEIR's own and no fault; those that may be in a pool
+    that is not in the tree are noted.
     """
     pools = {split: index_pools(tree, split) for split in ("train", "val", "test")}
     for source, table in tree.select("qrels"):
         split = source.split or ""
         if split != "train" and tree.find_pool(source.stem, split) is not None:
-            places, positives = table.positive_places(), table.positives
-            yield from _find_absent(source, table, places, positives, "positive", pools[split])
+            yield from _find_absent_positives(tree, source, table, pools[split])
     for source, table in tree.select("query"):
         split = source.split or ""
         if not len(pools[split]) or not (split == "train" or source.is_union):
             continue
-        places, positives = table.positive_places(), table.positives
-        yield from _find_absent(source, table, places, positives, "positive", pools[split])
+        yield from _find_absent_positives(tree, source, table, pools[split])
         if split == "train":
-            places, negatives = table.negative_places(), table.negatives
-            yield from _find_absent(source, table, places, negatives, "negative", pools[split])
+            absent = np.flatnonzero(pools[split].find(table.negatives) < 0)
+            places, negatives = table.negative_places()[absent], table.negatives[absent]
+            yield from _describe_absent(source, table, places, negatives, "negative")
 
 
 def index_pools(tree: Tree, split: str) -> IdIndex:
@@ -110,14 +120,31 @@ def index_pools(tree: Tree, split: str) -> IdIndex:
     return IdIndex(gather_ids([*local, *([union] if union else [])]))
 
 
-def _find_absent(
-    source: Source, table: LineTable, places: Ints, candidates: Ints, role: str, pools: IdIndex
+def _find_absent_positives(
+    tree: Tree, source: Source, table: LineTable, pools: IdIndex
 ) -> Iterator[Finding]:
-    for number in np.flatnonzero(pools.find(candidates) < 0).tolist():
-        place = int(places[number])
-        candidate = decode_id(int(candidates[number]), MAX_CANDIDATE_NUMBER)
+    absent = np.flatnonzero(pools.find(table.positives) < 0)
+    places, positives = table.positive_places()[absent], table.positives[absent]
+    is_excused = np.zeros(len(absent), dtype=bool)
+    union = tree.find("union_pool", "union", source.split)
+    if source.split is not None and (union is None or not len(union[1])):
+        modalities = _MODALITY_OF_TASK[table.task_ids[places]]
+        is_excused = tree.may_be_elsewhere(source.split, positives, modalities)
+    if excused := places[is_excused].tolist():
+        number = format_count(len(excused), "positive")
+        message = f"{number} may be in pools that are not here; this line has the first"
+        yield make_note("positive", source.name, excused[0] + 1, message)
+    kept = ~is_excused
+    yield from _describe_absent(source, table, places[kept], positives[kept], "positive")
+
+
+def _describe_absent(
+    source: Source, table: LineTable, places: Ints, candidates: Ints, role: str
+) -> Iterator[Finding]:
+    where = "the train pool" if source.split == "train" else f"any pool of {source.split}"
+    for place, candidate_id in zip(places.tolist(), candidates.tolist(), strict=True):
+        candidate = decode_id(candidate_id, MAX_CANDIDATE_NUMBER)
         query = decode_id(int(table.ids[place]), MAX_QUERY_NUMBER)
-        where = "the train pool" if source.split == "train" else f"any pool of {source.split}"
         message = f"{role} {candidate!r} of query {query!r} is not in {where}"
         yield Finding("positive", source.name, place + 1, message)
 

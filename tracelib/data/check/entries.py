@@ -24,6 +24,7 @@ from tracelib.data.records import (
 
 LONG_TEXT = 2048
 """Characters: about the 512 tokens that texts are cut to by default."""
+CANDIDATE_MODALITIES = ("text", "image", "image,text")
 NO_TASK = "without task_id; that of the file's name is taken"
 OBJECT_IDS = "with ids given as objects; their did is taken"
 NULL_TEXT = 'with the string "null"; it is taken as null'
@@ -47,6 +48,7 @@ class Entry(NamedTuple):
     Args:
         record_id: Integer id of the query, in pools of the candidate; -1 when it is not known.
         task_id: Task, -1 for none.
+        modality: Place of a candidate's modality in `CANDIDATE_MODALITIES`, -1 for none.
         checksum: Checksum of a candidate's content, 0 for none.
         picture: Hash of the picture's path, 0 for none.
         positives: Integer ids.
@@ -57,6 +59,7 @@ class Entry(NamedTuple):
 
     record_id: int
     task_id: int = -1
+    modality: int = -1
     checksum: int = 0
     picture: int = 0
     positives: Sequence[int] = ()
@@ -147,6 +150,7 @@ def _parse_candidate(source: Source, text: bytes, path: Path, line: int) -> Entr
     content = f"{candidate.modality}\0{candidate.image_path}\0{candidate.text}"
     return Entry(
         record_id=encode_id(candidate.candidate_id, MAX_CANDIDATE_NUMBER),
+        modality=CANDIDATE_MODALITIES.index(candidate.modality),
         checksum=zlib.crc32(content.encode()) or 1,
         picture=_hash_path(candidate.image_path),
         remarks=[remark for remark, is_so in odd.items() if is_so],

@@ -38,6 +38,15 @@ def make_note(kind: Kind, file: str, line: int | None, message: str) -> Finding:
     return Finding(kind, file, line, message, is_fault=False)
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> format_count(1, "fault"), format_count(2000, "fault")
+    ('1 fault', '2,000 faults')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def clean_message(message: str, prefix: str) -> str:
     r"""Return a message without the prefix that repeats its place, short enough and printable.
 

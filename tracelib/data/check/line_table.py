@@ -21,6 +21,7 @@ from tracelib.data.check.sources import Source
 _ARRAYS: dict[str, type] = {
     "ids": np.int64,
     "task_ids": np.int8,
+    "modalities": np.int8,
     "is_broken": np.bool_,
     "checksums": np.uint32,
     "pictures": np.uint64,
@@ -40,6 +41,7 @@ class LineTable:
         ids: `[L]` integer id of the query, in pools of the candidate; -1 when a broken line does
             not show it.
         task_ids: `[L]` task of a query, qrels line or rationale, -1 for none.
+        modalities: `[L]` place of a candidate's modality in `CANDIDATE_MODALITIES`, -1 for none.
         is_broken: `[L]` whether the line breaks the format.
         checksums: `[L]` checksum of a candidate's content, 0 for none.
         pictures: `[L]` hash of the picture's path, 0 for none.
@@ -54,6 +56,7 @@ class LineTable:
 
     ids: Ints
     task_ids: NDArray[np.int8]
+    modalities: NDArray[np.int8]
     is_broken: NDArray[np.bool_]
     checksums: NDArray[np.uint32]
     pictures: NDArray[np.uint64]
@@ -131,6 +134,7 @@ def _build_table(
     values: dict[str, Iterable[int]] = {
         "ids": (entry.record_id for entry in entries),
         "task_ids": (entry.task_id for entry in entries),
+        "modalities": (entry.modality for entry in entries),
         "is_broken": (entry.is_broken for entry in entries),
         "checksums": (entry.checksum for entry in entries),
         "pictures": (entry.picture for entry in entries),

@@ -16,7 +16,6 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tracelib.data.check.entries import find_picture
 from tracelib.data.check.findings import Finding, clean_message
@@ -25,7 +24,7 @@ from tracelib.data.check.picture_memory import Keys, PictureMemory
 from tracelib.data.check.sources import Source
 from tracelib.data.check.tree import Tree
 from tracelib.data.check.workers import run_tasks
-from tracelib.data.images import MAX_ASPECT_RATIO, MAX_PIXELS, ImageError, load_image
+from tracelib.data.images import MAX_ASPECT_RATIO, MAX_PIXELS, load_image, open_image
 
 PictureMode = Literal["decode", "header", "none"]
 _PICTURES_PER_TASK = 64
@@ -208,20 +207,6 @@ def _compute_key(root: Path, path: str, mode: PictureMode) -> int:
 
 
 def _read_header(root: Path, relative_path: str) -> None:
-    """Check what can be checked without decoding.
-
-    Raises:
-        ImageError: The path leaves the root, or the picture has too many pixels or is too long for
-            its width.
-        OSError: The file is missing or no picture.
-    """
-    path = root / relative_path
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ImageError(f"{path}: leads to {path.resolve()}, outside the data root")
-    with Image.open(path) as image:
-        width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageError(
-            f"{path}: {width} x {height} pixels, at most {MAX_PIXELS} and an aspect ratio of "
-            f"{MAX_ASPECT_RATIO} are taken"
-        )
+    """Check what can be checked without decoding."""
+    with open_image(root, relative_path):
+        pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tracelib.data.check.columns import ColumnCounts
-from tracelib.data.check.findings import Finding
+from tracelib.data.check.findings import Finding, format_count
 from tracelib.data.check.pictures import PictureCounts, PictureMode
+from tracelib.retrieval.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,7 @@ def write_report(path: Path, report: Report) -> None:
         "faults": [_describe(finding) for finding in report.faults],
         "notes": [_describe(finding) for finding in report.notes],
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, indent=1))
 
 
 def print_report(console: Console, report: Report, num_shown: int, json_file: Path) -> None:
@@ -78,14 +72,14 @@ def print_report(console: Console, report: Report, num_shown: int, json_file: Pa
         ""
         if report.picture_mode == "none"
         else (
-            f", {pictures.num_pictures:,} pictures "
+            f", {format_count(pictures.num_pictures, 'picture')} "
             f"({pictures.num_remembered:,} known to be fine from an earlier run)"
         )
     )
-    verdict = f"{len(report.faults):,} faults" if report.faults else "no fault"
+    verdict = format_count(len(report.faults), "fault") if report.faults else "no fault"
     _print_line(
         console,
-        f"{report.root}: {verdict} in {report.num_lines:,} lines{looked}, "
+        f"{report.root}: {verdict} in {format_count(report.num_lines, 'line')}{looked}, "
         f"{report.seconds:.1f} s; everything is in {json_file}",
     )
 
@@ -93,7 +87,7 @@ def print_report(console: Console, report: Report, num_shown: int, json_file: Pa
 def _print_group(console: Console, title: str, group: list[Finding], num_shown: int) -> None:
     if not group:
         return
-    _print_line(console, f"{len(group):,} {title}{'s' * (len(group) > 1)}:")
+    _print_line(console, f"{format_count(len(group), title)}:")
     for finding in group[:num_shown]:
         _print_line(console, f"  {finding.place}: {finding.message}")
     if (num_hidden := len(group) - num_shown) > 0:

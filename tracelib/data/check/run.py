@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tracelib.data.check.columns import count_columns, note_counts
+from tracelib.data.check.columns import count_columns, note_small_pools
 from tracelib.data.check.coverage import check_positives, check_qrels, check_rationales
 from tracelib.data.check.findings import Finding
 from tracelib.data.check.instruction_rows import check_instructions
@@ -34,6 +35,7 @@ from tracelib.data.check.sources import find_sources
 from tracelib.data.check.tree import Tree, find_broken_lines, scan_tree
 from tracelib.data.check.uniqueness import check_union_pool, check_uniqueness
 from tracelib.data.check.workers import open_workers
+from tracelib.data.layout import name_root
 
 _TABLE_WIDTH = 110
 
@@ -52,23 +54,25 @@ def check(
     Lines: format, ids, modalities and tasks; then duplicates, qrels and positives against queries
     and pools, instructions, rationales, the union test pool, and pictures. A line with several
     faults is named by its first. A table shows the counts of every column, with M-BEIR's own beside
-    them. Pictures that are fine are remembered by path, size and time of change, so that a run that
+    them. Where pools of M-BEIR are not there, candidates that may be in them are noted, no faults.
+    Pictures that are fine are remembered by path, size and time of change, so that a run that
     was stopped, even killed, goes on where it was.
 
     Args:
         root: Data root: a folder in M-BEIR's layout.
-        pictures: `decode` reads every picture whole, `header` its size only (faster; does not find
-            those that are cut short or of a format that is not taken), `none` none.
+        pictures: `decode` reads every picture whole, `header` its format and size only (faster;
+            does not find those that are cut short), `none` none.
         num_workers: Processes that read lines and pictures; null for one a core, 0 for none beside
             this one.
         fresh: Look at all pictures again.
-        num_shown: Faults printed of each kind, at least 0; the JSON file has all.
-        cache_dir: Where pictures that are fine are remembered; default is ROOT/.tracelib.
-        json_file: The report; default is check/report.json in `cache_dir`.
+        num_shown: Faults printed of each kind, and notes, at least 0; the JSON file has all.
+        cache_dir: Where pictures that are fine are remembered, in a folder of this root; default is
+            ROOT/.tracelib.
+        json_file: The report; default is check/report.json where the pictures are remembered.
 
     Raises:
         FileNotFoundError: `root` is no folder.
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, or a folder to write in cannot be written.
         SystemExit: There are faults; the exit status is 1.
     """
     if not root.is_dir():
@@ -77,10 +81,11 @@ def check(
         if number < 0:
             raise ValueError(f"{name} is {number}, must be at least 0 (--{name})")
     start = time.perf_counter()
-    folder = (cache_dir or root / ".tracelib") / "check"
-    json_file = json_file or folder / "report.json"
-    for place in (folder, json_file.parent):  # a place that cannot be written fails now, not late
-        place.mkdir(parents=True, exist_ok=True)
+    folder = (root / ".tracelib" if cache_dir is None else cache_dir / name_root(root)) / "check"
+    _make_writable(folder, "cache_dir")
+    if json_file is None:
+        json_file = folder / "report.json"
+    _make_writable(json_file.parent, "json_file")
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
     if num_workers is None:
@@ -93,7 +98,7 @@ def check(
             found, counts = _check_pictures(tree, pictures, memory, workers, progress)
             findings += found
     columns = count_columns(tree)
-    findings += note_counts(tree, columns)
+    findings += note_small_pools(tree)
     findings.sort(key=lambda finding: (finding.kind, finding.file, finding.line or 0))
     report = Report(
         root=root,
@@ -109,6 +114,20 @@ def check(
     print_report(console, report, num_shown, json_file)
     if report.faults:
         raise SystemExit(1)
+
+
+def _make_writable(folder: Path, option: str) -> None:
+    """Make a folder; one that cannot be written fails now, not late.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error}); name another --{option}") from None
 
 
 def _open_progress(console: Console) -> Progress:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from tracelib.data.check.findings import Finding, make_note
-from tracelib.data.layout import CANONICAL_COLUMNS, Layout
+from tracelib.data.layout import Layout, needs_split_pool
 from tracelib.data.records import TASK_MODALITIES
+from tracelib.retrieval.columns import canonical_place
 
 SourceKind = Literal["query", "pool", "union_pool", "qrels", "rationales"]
 _NAMES: tuple[tuple[SourceKind, str], ...] = (
@@ -30,8 +31,6 @@ _NAMES: tuple[tuple[SourceKind, str], ...] = (
     ("rationales", r"rationales/mbeir_(?P<stem>.+)_(?P<split>train|val|test)_rationales\.jsonl"),
 )
 _FOLDERS = ("query", "cand_pool", "qrels", "rationales")
-_SPLIT_POOL_DATASET = "mscoco"
-"""Its val and test pools differ, so a pool without a split in its name is of neither."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ def find_sources(root: Path) -> tuple[list[Source], list[Finding]]:
             findings.append(Finding("file", name, None, message))
         else:
             sources.append(source)
-    rank = {column: number for number, column in enumerate(CANONICAL_COLUMNS)}
-    sources.sort(key=lambda source: (rank.get(source.stem, len(rank)), source.name))
+    sources.sort(key=lambda source: (canonical_place(source.stem), source.name))
     return sources, [*findings, *_find_missing(root, sources)]
 
 
@@ -119,7 +117,7 @@ def _find_missing(root: Path, sources: list[Source]) -> Iterator[Finding]:
         if name not in names and not path.is_file():
             yield Finding("file", name, None, f"the file is missing; {reason}")
     for source in sources:
-        if (source.kind, source.dataset, source.split) == ("pool", _SPLIT_POOL_DATASET, None):
+        if source.kind == "pool" and source.split is None and needs_split_pool(source.stem):
             expected = [layout.pool(source.stem, split).name for split in ("val", "test")]
-            message = f"pools of {_SPLIT_POOL_DATASET} differ by split: they are named {expected}"
+            message = f"pools of {source.dataset} differ by split: they are named {expected}"
             yield Finding("file", source.name, None, message)

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tracelib.data.check.findings import Finding, make_note
+from tracelib.data.check.entries import CANDIDATE_MODALITIES
+from tracelib.data.check.findings import Finding, format_count, make_note
 from tracelib.data.check.id_index import Ints
 from tracelib.data.check.line_table import LineTable, join_tables, scan_lines
 from tracelib.data.check.sources import Source, SourceKind
 from tracelib.data.check.workers import run_tasks
+from tracelib.data.layout import CANONICAL_COLUMNS, DATASET_NAMES, needs_split_pool
+from tracelib.data.records import MAX_CANDIDATE_NUMBER, TASK_MODALITIES
+from tracelib.retrieval.columns import read_task_id
 
 _PART_BYTES = 1 << 24
 
@@ -43,14 +48,38 @@ class Tree:
         return next((pair for pair in found if pair[0].split == split), None)
 
     def find_pool(self, stem: str, split: str) -> tuple[Source, LineTable] | None:
-        """Return a column's local pool: that of the split where there is one."""
-        return self.find("pool", stem, split) or self.find("pool", stem, None)
+        """Return a column's local pool: that of the split where there is or must be one."""
+        shared = None if needs_split_pool(stem) else self.find("pool", stem, None)
+        return self.find("pool", stem, split) or shared
 
     def local_pools(self, split: str) -> list[tuple[Source, LineTable]]:
         """Return the local pools of a split in canonical order."""
         stems = dict.fromkeys(source.stem for source, _ in self.select("pool"))
         found = (self.find_pool(stem, split) for stem in stems)
         return [pair for pair in found if pair is not None]
+
+    def may_be_elsewhere(
+        self, split: str, candidates: Ints, modalities: NDArray[np.int8]
+    ) -> NDArray[np.bool_]:
+        """Return whether each candidate `[N]` may be in a pool of M-BEIR that is not in this tree.
+
+        So a tree with some of the columns has no fault: it lacks pools, not candidates.
+
+        Args:
+            split: `val` or `test`.
+            candidates: `[N]` ids.
+            modalities: `[N]` places in `CANDIDATE_MODALITIES`, -1 for unknown.
+        """
+        lacks = np.zeros((len(DATASET_NAMES), len(CANDIDATE_MODALITIES) + 1), dtype=np.bool_)
+        for column in CANONICAL_COLUMNS:
+            if self.find_pool(column, split) is None:
+                modality = TASK_MODALITIES[read_task_id(column)][1]
+                dataset_id = DATASET_NAMES.index(column.partition("_")[0])
+                lacks[dataset_id, CANDIDATE_MODALITIES.index(modality)] = True
+        dataset_ids = candidates // MAX_CANDIDATE_NUMBER
+        is_known = (candidates >= 0) & (dataset_ids < len(DATASET_NAMES))
+        found: NDArray[np.bool_] = is_known & lacks[np.where(is_known, dataset_ids, 0), modalities]
+        return found
 
 
 def scan_tree(
@@ -90,7 +119,10 @@ def find_broken_lines(tree: Tree) -> Iterator[Finding]:
             yield Finding("row", source.name, line, message)
         for remark, (number, line) in table.remarks.items():
             yield make_note(
-                "row", source.name, line, f"{remark} ({number:,} such lines, this is the first)"
+                "row",
+                source.name,
+                line,
+                f"{remark} ({format_count(number, 'such line')}, this is the first)",
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelib.data.check.findings import Finding, make_note
+from tracelib.data.check.findings import Finding, format_count, make_note
 from tracelib.data.check.id_index import IdIndex, Ints
 from tracelib.data.check.line_table import LineTable
 from tracelib.data.check.sources import Source
@@ -56,20 +56,25 @@ def _note_shared_query_ids(tree: Tree) -> Iterator[Finding]:
             continue
         by_split[split], counts = np.unique(np.concatenate(ids), return_counts=True)
         if num_shared := int(np.sum(counts > 1)):
-            message = f"{num_shared:,} query ids are in several files of this split"
+            number = format_count(num_shared, "query id")
+            message = f"{number} in common to several files of this split"
             yield make_note("id", f"query/{split}", None, message)
     if by_split:
         _, counts = np.unique(np.concatenate(list(by_split.values())), return_counts=True)
         if num_shared := int(np.sum(counts > 1)):
+            number = format_count(num_shared, "query id")
             message = (
-                f"{num_shared:,} query ids are in several splits: a query id is unique within "
+                f"{number} in common to several splits: a query id is unique within "
                 "its split only, so (split, query id) names a query"
             )
             yield make_note("id", "query", None, message)
 
 
 def check_union_pool(tree: Tree) -> Iterator[Finding]:
-    """Yield where the union test pool is not its local pools one after the other."""
+    """Yield where the union test pool is not its local pools one after the other.
+
+    Candidates of pools that are not in the tree are noted.
+    """
     union = tree.find("union_pool", "union", "test")
     local = tree.local_pools("test")
     if union is None or not local:
@@ -77,7 +82,13 @@ def check_union_pool(tree: Tree) -> Iterator[Finding]:
     source, table = union
     ids = gather_ids(local)
     places = IdIndex(ids).find(table.ids)
-    for first, last in _find_runs(~table.is_broken & (places < 0)):
+    unknown = ~table.is_broken & (places < 0)
+    is_excused = unknown & tree.may_be_elsewhere("test", table.ids, table.modalities)
+    if excused := np.flatnonzero(is_excused).tolist():
+        number = format_count(len(excused), "candidate")
+        message = f"{number} may be in local pools that are not here; this is the first"
+        yield make_note("union pool", source.name, excused[0] + 1, message)
+    for first, last in _find_runs(unknown & ~is_excused):
         key = decode_id(int(table.ids[first]), MAX_CANDIDATE_NUMBER)
         message = f"candidate {key!r} is in no local pool of test{_count_more(first, last)}"
         yield Finding("union pool", source.name, first + 1, message)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from tracelib.data.download.hub import Advance, DownloadError
+from tracelib.retrieval.whole_files import write_whole
 
 PICTURES = "mbeir_images"
 """The folder in the archive, and below the data root."""
@@ -35,7 +36,7 @@ class UnpackNote:
 
 
 def read_note(root: Path, checksums: Sequence[str]) -> UnpackNote:
-    """Return how far these parts were unpacked.
+    """Return how far these parts were unpacked; a note that cannot be read counts as none.
 
     Raises:
         DownloadError: The folder holds pictures of other parts.
@@ -43,7 +44,10 @@ def read_note(root: Path, checksums: Sequence[str]) -> UnpackNote:
     path = _locate_note(root)
     if not path.exists():
         return UnpackNote(list(checksums))
-    note = UnpackNote(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        note = UnpackNote(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):  # cut short: unpacking finds out what is there
+        return UnpackNote(list(checksums))
     if note.checksums != list(checksums):
         raise DownloadError(
             f"{path.parent} holds pictures of another version of the archive; move it away, or "
@@ -92,17 +96,22 @@ def unpack_pictures(
 def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> int:
     """Write a picture that is not there; return its bytes.
 
+    The root folder itself and the `._` files that macOS adds are passed over.
+
     Raises:
-        DownloadError: It is a link, a device, or not inside the folder of the pictures.
+        DownloadError: It is a link, a device, the note, or not inside the folder of the pictures.
     """
     path = PurePosixPath(member.name)
+    if (member.isdir() and not path.parts) or (member.isreg() and path.name.startswith("._")):
+        return 0
     is_inside = path.parts[:1] == (PICTURES,) and ".." not in path.parts
     is_picture = member.isreg() and len(path.parts) > 1
+    is_note = root / path == _locate_note(root)
     refusal = DownloadError(
         f"the archive holds {member.name!r}, which is no file or folder inside {PICTURES}; nothing "
         "of it was written, and what came before it stays"
     )
-    if not is_inside or not (is_picture or member.isdir()):
+    if not is_inside or is_note or not (is_picture or member.isdir()):
         raise refusal
     target = root / path
     if member.isdir() or (target.is_file() and target.stat().st_size == member.size):
@@ -119,11 +128,7 @@ def _locate_note(root: Path) -> Path:
 
 
 def _write_note(root: Path, note: UnpackNote) -> None:
-    path = _locate_note(root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(asdict(note)), encoding="utf-8")
-    partial.replace(path)
+    write_whole(_locate_note(root), json.dumps(asdict(note)))
 
 
 class _JoinedParts(io.RawIOBase):

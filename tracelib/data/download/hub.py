@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined] # public, but 
     build_hf_headers,
     disable_progress_bars,
 )
+
+from tracelib.retrieval.whole_files import write_whole
 
 Advance = Callable[[int], None]
 """Called with a number of bytes done since the last call; below 0 where some are done again."""
@@ -171,8 +173,10 @@ class CheckedFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._path = root / ".tracelib" / "download.json"
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else "{}"
-        self._stamps: dict[str, list[str | int]] = json.loads(text)
+        self._stamps: dict[str, list[str | int]] = {}
+        if self._path.exists():
+            with suppress(ValueError):  # cut short: the files are checked again
+                self._stamps.update(json.loads(self._path.read_text(encoding="utf-8")))
 
     def __contains__(self, file: HubFile) -> bool:
         return (self._root / file.path).exists() and (
@@ -182,9 +186,7 @@ class CheckedFiles:
     def add(self, file: HubFile) -> None:
         """Remember a file that is right, as long as nobody writes to it."""
         self._stamps[file.path] = self._stamp(file)
-        partial = self._path.with_name(f"{self._path.name}.partial")
-        partial.write_text(json.dumps(self._stamps, indent=1), encoding="utf-8")
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps(self._stamps, indent=1))
 
     def _stamp(self, file: HubFile) -> list[str | int]:
         stat = (self._root / file.path).stat()
@@ -239,4 +241,4 @@ def _in_plain_words(repository: str, revision: str) -> Iterator[None]:
         message = f"{reason}; check network, HF_ENDPOINT and disk, and run again to go on"
     else:
         return
-    raise DownloadError(f"{repository}: {message}")
+    raise DownloadError(f"{repository}: {message}") from None

@@ -13,14 +13,10 @@ from rich.filesize import decimal
 
 from tracelib.data.download.archive import PICTURES, read_note
 from tracelib.data.download.hub import CheckedFiles, DownloadError, HubFile, count_partial_bytes
-from tracelib.data.layout import CANONICAL_COLUMNS, Layout
+from tracelib.data.layout import CANONICAL_COLUMNS, Layout, needs_split_pool
 
 Split = Literal["train", "val", "test"]
 State = Literal["there", "unpacked", "unchecked", "different", "begun", "absent"]
-_UNION_QUERIES = {
-    "train": "query/union_train/mbeir_union_up_train.jsonl",
-    "val": "query/union_val/mbeir_union_val.jsonl",
-}
 _PART = re.compile(rf"{PICTURES}\.tar\.gz\.part-([0-9]{{2}})")
 _RATIONALES = re.compile(r"rationales/mbeir_([a-z0-9]+)_(train|val|test)_rationales\.jsonl")
 _UNPACKED_PER_PACKED = 1.1  # JPEGs hardly shrink, and file systems round up to blocks
@@ -49,7 +45,7 @@ class DownloadPlan:
     Args:
         root: Data root.
         files: All files to have.
-        parts: Those that are parts of an archive to be unpacked.
+        parts: Those that are parts of an archive, to be unpacked where they are not.
         num_unpack_bytes: Estimate of the bytes that unpacking will write.
     """
 
@@ -107,7 +103,7 @@ def plan_download(files: Sequence[HubFile], parts: Sequence[HubFile], root: Path
     note = read_note(root, [part.checksum for part in parts])
     if note.is_complete:
         planned += [PlannedFile(part, "unpacked", part.size) for part in parts]
-        return DownloadPlan(root, planned, [], 0)
+        return DownloadPlan(root, planned, list(parts), 0)
     num_bytes = int(_UNPACKED_PER_PACKED * sum(part.size for part in parts)) - note.num_bytes
     return DownloadPlan(root, planned + _look_at(parts, root), list(parts), max(0, num_bytes))
 
@@ -170,17 +166,13 @@ def list_paths(
         paths += [layout.query(stem, split) for stem in stems]
         paths += [layout.qrels(stem, split) for stem in stems]
         if split != "train":
-            paths += [layout.pool(column, _pool_split(column, split)) for column in columns]
+            paths += [layout.pool(c, split if needs_split_pool(c) else None) for c in columns]
         if split == "train" or union_pools:
             paths.append(layout.union_pool(split))
-        if union_queries and split in _UNION_QUERIES:
-            paths.append(Path(_UNION_QUERIES[split]))
+        if union_queries and split != "test":
+            is_train = split == "train"
+            paths.append(layout.union_up_queries if is_train else layout.union_val_queries)
     return list(dict.fromkeys(path.as_posix() for path in paths))
-
-
-def _pool_split(column: str, split: str) -> str | None:
-    """Return the split in the name of a local pool: only MSCOCO's pools differ by split."""
-    return split if column.startswith("mscoco_") else None
 
 
 def find_parts(repository: str, listed: Mapping[str, HubFile]) -> list[HubFile]:

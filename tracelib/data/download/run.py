@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tracelib.data.download.archive import PICTURES, unpack_pictures
+from tracelib.data.download.archive import PICTURES, read_note, unpack_pictures
 from tracelib.data.download.hub import (
     CheckedFiles,
     DownloadError,
@@ -62,24 +62,25 @@ def download(
     """Fetch M-BEIR, or a part of it, and rationale rows from the Hugging Face hub.
 
     A download that was stopped goes on where it stopped. A file gets its name when its checksum is
-    right. HF_ENDPOINT, HF_TOKEN and proxies work as in huggingface_hub. Lists are written without
-    blanks: `--columns [cirr_task7,nights_task4]`.
+    right. HF_ENDPOINT, HF_TOKEN and proxies work as in huggingface_hub.
 
     Args:
         root: Folder to become the data root; it is made when missing.
-        columns: Columns to fetch; default all 16. A train file holds all tasks of its data set.
-        splits: Any of train, val, test; default all.
+        columns: Columns to fetch, without blanks, e.g. `[cirr_task7,nights_task4]`; default all 16.
+            A train file holds all tasks of its data set.
+        splits: Any of train, val and test, e.g. `[val,test]`; default all.
         records: Fetch queries, pools, qrels and instructions.
         images: Fetch and unpack the archive of all pictures, 170 GB whatever the columns.
         union_queries: Fetch the union query files too, of train (up-sampled) and val.
-        union_pools: Fetch the union pools of val and test too; that of train, its only pool, always
-            comes with it.
+        union_pools: Fetch the union pools of val (48 MB) and test (2.43 GB) too, whatever the
+            columns; that of train, its only pool, always comes with it.
         rationales: Repository, `owner/name`, of rationale rows in files
             `rationales/mbeir_<dataset>_<split>_rationales.jsonl`.
         repository: Repository of M-BEIR.
         revision: Its branch, tag or commit.
         rationales_revision: Branch, tag or commit of the repository of rationale rows.
-        keep_archives: Keep the parts of the archive after unpacking.
+        keep_archives: Keep the parts of the archive after unpacking; a later call without this
+            removes them.
         allow_missing: Go on without documented files that the repository lacks; they are named.
         dry_run: Show what would be fetched and the disk needed, and write nothing.
 
@@ -117,7 +118,8 @@ def download(
             _unpack(plan, keep_archives, console)
     except Timeout:
         raise DownloadError(f"{root}: another download is at work here; wait for it") from None
-    console.print(f"{root} is complete: {len(plan.files)} files, checksums right", soft_wrap=True)
+    noun = "file" if len(plan.files) == 1 else "files"
+    console.print(f"{root} is complete: {len(plan.files)} {noun}, checksums right", soft_wrap=True)
 
 
 def _report_missing(missing: Sequence[str], allow_missing: bool, console: Console) -> None:
@@ -128,7 +130,8 @@ def _report_missing(missing: Sequence[str], allow_missing: bool, console: Consol
     """
     if not missing:
         return
-    message = f"the hub lacks {len(missing)} documented files: {', '.join(missing)}"
+    noun = "file" if len(missing) == 1 else "files"
+    message = f"the hub lacks {len(missing)} documented {noun}: {', '.join(missing)}"
     if not allow_missing:
         raise DownloadError(f"{message}; name another revision, or go on (--allow_missing true)")
     console.print(message, style="yellow", soft_wrap=True)
@@ -180,7 +183,7 @@ def _fetch(plan: DownloadPlan, console: Console) -> None:
 
 
 def _unpack(plan: DownloadPlan, keep_archives: bool, console: Console) -> None:
-    """Unpack the pictures, then remove the parts of their archive.
+    """Unpack the pictures where they are not, then remove the parts of their archive.
 
     Raises:
         DownloadError: The archive is broken or unsafe.
@@ -189,12 +192,13 @@ def _unpack(plan: DownloadPlan, keep_archives: bool, console: Console) -> None:
         return
     paths = [plan.root / part.path for part in plan.parts]
     checksums = [part.checksum for part in plan.parts]
-    with _build_progress(console) as progress:
-        task = progress.add_task(f"unpack {PICTURES}", total=sum(p.size for p in plan.parts))
-        unpack_pictures(paths, checksums, plan.root, partial(progress.advance, task))
+    if not read_note(plan.root, checksums).is_complete:
+        with _build_progress(console) as progress:
+            task = progress.add_task(f"unpack {PICTURES}", total=sum(p.size for p in plan.parts))
+            unpack_pictures(paths, checksums, plan.root, partial(progress.advance, task))
     if not keep_archives:
         for path in paths:
-            path.unlink()
+            path.unlink(missing_ok=True)  # a call that was killed may have removed it
 
 
 def _build_progress(console: Console) -> Progress:

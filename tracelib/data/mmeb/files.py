@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from tracelib.data.jsonl import DataError
+from tracelib.data.table_cache import hash_file
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 _LOADERS = {
@@ -21,7 +21,6 @@ _LOADERS = {
     ".jsonl": datasets.Dataset.from_json,
 }
 _BATCH_ROWS = 100
-_CHUNK_BYTES = 1 << 20
 _TEXT_TYPES = ("string", "large_string", "null")
 
 
@@ -100,12 +99,3 @@ def open_table(
             expected = "lists of texts" if is_list else "texts"
             raise DataError(f"{path}: column {name} holds {kind}, expected {expected}")
     return RowTable(path, rows.select_columns(list(wanted)))
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

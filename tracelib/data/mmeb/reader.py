@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelib.data.jsonl import DataError
-from tracelib.data.mmeb.files import find_files, hash_file, open_table
+from tracelib.data.mmeb.files import find_files, open_table
 from tracelib.data.mmeb.pairs import TrainPairs, list_candidates
 from tracelib.data.mmeb.records import RecordIntake, SideCounts, build_candidate, build_query
 from tracelib.data.mmeb.rewrites import Rewrite, load_rewrites
 from tracelib.data.mmeb.subsets import GROUPS, TRAIN_SUBSETS
+from tracelib.data.table_cache import hash_file
 from tracelib.types import Candidate, Query, Side
 
 _EVAL_COLUMNS = {

@@ -1,0 +1,68 @@
+"""`python -m tracelib` in its own process, and what every verb's options share."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tracelib.cli import VERBS, complete_flags, main
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (["check", "--root=nowhere"], 1, "tracelib: nowhere is no folder; name a data root"),
+        (
+            ["download", "--root=x", "--columns=[cirr]"],
+            1,
+            "tracelib: --columns: M-BEIR has no cirr",
+        ),
+        (["download", "--root=x", "--dry_run=maybe"], 2, "error: "),
+    ],
+)
+def test_what_a_verb_finds_wrong_is_one_line(words, status, line, tmp_path):
+    command = [sys.executable, "-m", "tracelib", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+    if status == 1:
+        assert done.stderr.startswith(line)
+        assert done.stderr.count("\n") == 1
+
+
+def test_what_a_recipe_raises_keeps_its_traceback(tmp_path):
+    """The control: a fault of training is for whoever mends it."""
+    code = "import sys, runpy, tracelib.cli as c\n"
+    code += "def fail(*args, **options): raise ValueError('bad batch')\n"
+    code += "c.build_cli = fail\nsys.argv = ['tracelib', 'fit']\n"
+    code += "runpy.run_module('tracelib', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("ValueError: bad batch\n")
+
+
+def test_a_bare_flag_is_true(tmp_path, capsys):
+    assert complete_flags(VERBS["check"], ["--fresh", "--root", "x"]) == [
+        "--fresh=true",
+        "--root",
+        "x",
+    ]
+    assert complete_flags(VERBS["check"], ["--root", "x", "--fresh"])[-1] == "--fresh=true"
+    for words in (["--fresh", "false"], ["--fresh=false"], ["--pictures", "none"]):
+        assert complete_flags(VERBS["check"], words) == words
+    with pytest.raises(SystemExit):
+        main(["check", f"--root={tmp_path}", "--num_workers=0", "--fresh", "--pictures", "none"])
+    report = json.loads((tmp_path / ".tracelib/check/report.json").read_text())
+    assert report["picture_mode"] == "none"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_its_whole_description(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    text = capsys.readouterr().out.partition("\noptions:")[0]
+    docstring = (VERBS[verb].__doc__ or "").partition("Args:")[0]
+    assert " ".join(docstring.split()) in " ".join(text.split())
