@@ -4,14 +4,16 @@ Unit vectors q and c are rounded to coarse q' and c', of numbers that multiply f
 q'c' + q'(c - c') + (q - q')c, so by Cauchy-Schwarz at most q'c' + |q'| |c - c'| + |q - q'|. The
 distances are measured, not assumed. Coarse numbers are whole (int8) or have 8 significant bits
 (bfloat16, also where multiplied as float32), so float32 holds the product of any two; what its sums
-may lose is `find_slack`.
+may lose is `find_slack`. Where only the leading coordinates are multiplied, the others add at most
+the product of their lengths.
 
-Shapes: B queries of a block, N rows of a tile of candidates, D dimensions.
+Shapes: B queries of a block, N rows of a tile of candidates, D dimensions, L leading ones.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,17 +36,25 @@ class CoarseRows:
     """Coarse vectors, `values * step`.
 
     Args:
-        values: `[N, D]` numbers of a coarse type.
+        values: `[N, L]` numbers of a coarse type.
         step: `[N, 1]` or `[1, 1]` float32.
-        distance: `[N, 1]` float32 distance of each unit vector from its coarse one.
+        distance: `[N, 1]` float32 distance of each unit vector's leading part from its coarse one.
+        rest: `[N, 1]` float32 length of what follows the leading part of each unit vector.
     """
 
     values: Tensor
     step: Tensor
     distance: Tensor
+    rest: Tensor
 
 
-def round_rows(rows: Tensor, norms: Tensor, coarse_type: torch.dtype, one_step: bool) -> CoarseRows:
+def round_rows(
+    rows: Tensor,
+    norms: Tensor,
+    coarse_type: torch.dtype,
+    one_step: bool,
+    num_leading: int | None = None,
+) -> CoarseRows:
     """Return coarse vectors of the directions of rows.
 
     Args:
@@ -52,23 +62,53 @@ def round_rows(rows: Tensor, norms: Tensor, coarse_type: torch.dtype, one_step: 
         norms: `[N, 1]` their lengths.
         coarse_type: One of `COARSE_TYPES`.
         one_step: Whether all have the same step, so that one threshold serves all.
+        num_leading: L, by default D.
     """
+    rest = torch.linalg.vector_norm(rows[:, num_leading or rows.shape[1] :], dim=1, keepdim=True)
+    rows = rows[:, :num_leading]
     if coarse_type is torch.int8:
         peaks = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)) / norms
         step = (peaks.amax(0, keepdim=True) if one_step else peaks) / _INT8_MAX
-        steps = rows / (norms * step)
-        values = steps.round()
-        distance = torch.linalg.vector_norm(steps.sub_(values), dim=1, keepdim=True) * step
+        scale = (norms * step).reciprocal_()
+        rounded = (rows * scale).round_()
+        values = rounded.to(coarse_type)
+        # what is left, in the place of the rounded: a tile is larger than a cache
+        gaps = rounded.addcmul_(rows, scale, value=-1)
+        distance = torch.linalg.vector_norm(gaps, dim=1, keepdim=True) * step
     else:
         units, step = rows / norms, rows.new_ones(1, 1)
-        values = units.bfloat16()
+        values = units.bfloat16().to(coarse_type)
         distance = torch.linalg.vector_norm(units.sub_(values), dim=1, keepdim=True)
-    return CoarseRows(values.to(coarse_type), step, distance)
+    return CoarseRows(values, step, distance, rest / norms)
 
 
 def multiply(queries: Tensor, rows: Tensor) -> Tensor:
     """Return products `[B, N]` of coarse values, in int32, bfloat16 or float32."""
     return torch._int_mm(queries, rows.T) if queries.dtype is torch.int8 else queries @ rows.T
+
+
+def sample_products(queries: Tensor, rows: Tensor, query: Tensor, row: Tensor) -> Tensor:
+    """Return `[P]` products of some pairs of `queries` `[B, D]` and `rows` `[N, D]`, on a CPU.
+
+    Args:
+        queries: Float32 vectors.
+        rows: Float32 vectors.
+        query: `[P]` the pairs' queries, in rising order.
+        row: `[P]` the pairs' rows, rising for each query.
+    """
+    edges = torch.zeros(len(queries) + 1, dtype=torch.long)
+    torch.cumsum(torch.bincount(query, minlength=len(queries)), 0, out=edges[1:])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        pairs = torch.sparse_csr_tensor(
+            edges,
+            row,
+            queries.new_zeros(len(row)),
+            (len(queries), len(rows)),
+            check_invariants=False,
+        )
+        products: Tensor = torch.sparse.sampled_addmm(pairs, queries, rows.T, beta=0.0).values()
+    return products
 
 
 def find_slack(num_dimensions: int) -> float:
@@ -97,6 +137,7 @@ def find_reaching(
         Query and row of each pair, or None for more than about `max_share`.
     """
     bound = queries.distance.double() + (1 + queries.distance) * rows.distance.max()
+    bound += queries.rest * rows.rest.max()
     least = scores - bound - find_slack(queries.values.shape[1])
     least = least / (queries.step.double() * rows.step)
     if products.dtype is torch.int32:
@@ -104,17 +145,20 @@ def find_reaching(
         least = least.floor().clamp(limits.min, limits.max)
     # few do: the best of a group tells of all its rows, in a fraction of the time
     least, num_rows = least.to(products.dtype), products.shape[1]
-    products = functional.pad(products, (0, -num_rows % _GROUP_ROWS))
+    if num_rows % _GROUP_ROWS:
+        products = functional.pad(products, (0, -num_rows % _GROUP_ROWS))
     groups = products.reshape(len(products), -1, _GROUP_ROWS)
     query, group = (groups.amax(dim=2) >= least).nonzero(as_tuple=True)
     max_pairs = max_share * len(products) * num_rows
     if len(query) > max_pairs:
         return None
-    pair, member = (groups[query, group] >= least[query]).nonzero(as_tuple=True)
+    reaches = groups[query, group] >= least[query]
+    if int(reaches.count_nonzero()) > max_pairs:  # naming them would cost memory for nothing
+        return None
+    pair, member = reaches.nonzero(as_tuple=True)
     query, row = query[pair], group[pair] * _GROUP_ROWS + member
     is_row = row < num_rows
-    query, row = query[is_row], row[is_row]
-    return (query, row) if len(query) <= max_pairs else None
+    return query[is_row], row[is_row]
 
 
 def is_accurate(products: Tensor, queries: Tensor, rows: Tensor) -> bool:

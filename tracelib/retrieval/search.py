@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracelib.retrieval import coarse
-from tracelib.retrieval.coarse import COARSE_TYPES, CoarseRows
+from tracelib.retrieval.coarse import COARSE_TYPES
 from tracelib.retrieval.cosines import (
     MAX_CANDIDATES,
     NO_HIT,
@@ -28,16 +28,19 @@ from tracelib.retrieval.cosines import (
     round_scores,
     round_units,
 )
-from tracelib.retrieval.tiles import Pairs, Tile, count_pairs, join_pairs
+from tracelib.retrieval.tiles import Pairs, QueryBlock, Tile, count_pairs, join_pairs
 
 _QUERY_BLOCK = 1024
-_TILE_ROWS = 1024
+_TILE_ROWS = 2048
 _NUM_PROBES = 128
 _PAIR_NUMBERS = 2**18  # coordinates of the pairs scored at once: what a cache holds
 _FEW_PAIRS = 2**13  # a rise of the k-th best is worth looking for after so many
 _MANY_PAIRS = 2**18
-_DENSE_SHARE = 1 / 48  # of all pairs: beyond it, scoring all costs less than scoring some
-_QUERY_BYTES = 4 + 1 + 2  # of a coordinate: exact, int8 and bfloat16
+_DENSE_SHARE = 1 / 16  # of all pairs: beyond it, scoring all costs less than scoring some
+_LEADING_SHARE = 2 / 3  # of the coordinates: these alone drop most once the k best are close
+_SPARSE_SHARE = 1 / 512  # of all pairs: beyond it, multiplying all coordinates costs less
+_PAUSE = 16
+_QUERY_BYTES = 4 + 4 + 2 + 2  # of a coordinate: exact, float32, int8 twice and bfloat16
 _HIT_BYTES = 100
 _TILE_BYTES = 40  # of a coordinate
 _BLOCK_BYTES = 12  # of a coordinate
@@ -73,16 +76,18 @@ class TopKSearch:
             raise ValueError(f"coarse_types are {coarse_types}; allowed {COARSE_TYPES}")
         self._wanted_types = coarse_types
         self._coarse_types: list[torch.dtype] | None = None
-        self._coarse_queries: dict[tuple[int, torch.dtype], CoarseRows] = {}
         self._num_seen = 0
         self._direction: Tensor | None = None
         self._slack = coarse.find_slack(queries.shape[1])
         self._pairs_at_once = -(-_PAIR_NUMBERS // queries.shape[1])
         # int32 holds all that float64 would, at half the size
         self._steps = torch.empty(queries.shape, dtype=torch.int32, device=queries.device)
+        self._blocks: dict[int, QueryBlock] = {}
         for start in range(0, len(queries), _QUERY_BLOCK):
             block = slice(start, start + _QUERY_BLOCK)
             self._steps[block] = round_units(queries[block], "query", start)
+            self._blocks[start] = QueryBlock(self._steps[block])
+        self._num_leading = int(queries.shape[1] * _LEADING_SHARE) // 32 * 32
         self._best = torch.full((len(queries), k), NO_HIT, device=queries.device)
         # lower bounds of the k best scores, ahead of `_best` within a chunk
         self._floor = torch.full((len(queries), k), -torch.inf, device=queries.device)
@@ -128,7 +133,7 @@ class TopKSearch:
         waiting: list[Pairs] = []
         for start in range(0, len(rows), _TILE_ROWS):
             tile = Tile(rows[start : start + _TILE_ROWS], first_place + start)
-            for block in range(0, len(self._steps), _QUERY_BLOCK):
+            for block in self._blocks:
                 pairs = self._sift(block, tile)
                 if pairs is None:
                     self._score_all(block, tile)
@@ -187,25 +192,34 @@ class TopKSearch:
             self._coarse_types = coarse.choose_types(
                 probes, tile.values / tile.norms, self.multiply, self._wanted_types
             )
-        for coarse_type in self._coarse_types:
-            queries, rows = self._round_queries(block, coarse_type), tile.round(coarse_type)
+        for coarse_type, num_leading, max_share in self._list_sieves(self._blocks[block]):
+            queries = self._blocks[block].round(coarse_type, num_leading)
+            rows = tile.round(coarse_type, num_leading)
             products = self.multiply(queries.values, rows.values)
-            found = coarse.find_reaching(products, queries, rows, floor.double(), _DENSE_SHARE)
+            found = coarse.find_reaching(products, queries, rows, floor.double(), max_share)
             if found is not None:
-                query, row = found[0] + block, found[1]
-                score = self._multiply_pairs(query, row, tile.values)
-                score /= tile.norms[row, 0] * UNIT_STEPS
-                return self._drop_low(Pairs(query, row, score))
+                score = self._estimate_pairs(block, *found, tile)
+                return self._drop_low(Pairs(found[0] + block, found[1], score))
+            self._blocks[block].pause = _PAUSE
         return None
 
-    def _round_queries(self, block: int, coarse_type: torch.dtype) -> CoarseRows:
-        """Return a block of coarse queries, rounded at their first use."""
-        if (block, coarse_type) not in self._coarse_queries:
-            units = self._steps[block : block + _QUERY_BLOCK] / UNIT_STEPS
-            self._coarse_queries[block, coarse_type] = coarse.round_rows(
-                units, units.new_ones(1, 1), coarse_type, one_step=False
-            )
-        return self._coarse_queries[block, coarse_type]
+    def _list_sieves(self, queries: QueryBlock) -> list[tuple[torch.dtype, int, float]]:
+        """Return the coarse types, numbers of coordinates and most shares of pairs to try."""
+        kinds = self._coarse_types or []
+        sieves = [(kind, self._steps.shape[1], _DENSE_SHARE) for kind in kinds]
+        queries.pause -= 1
+        if queries.pause < 0 and torch.int8 in kinds and self._num_leading:
+            sieves.insert(0, (torch.int8, self._num_leading, _SPARSE_SHARE))
+        return sieves
+
+    def _estimate_pairs(self, block: int, query: Tensor, row: Tensor, tile: Tile) -> Tensor:
+        """Return `[P]` float32 cosines of a block's queries, in rising order, and a tile's rows."""
+        if tile.values.is_cpu:
+            units = self._blocks[block].values
+            products = coarse.sample_products(units, tile.values, query, row)
+        else:
+            products = self._multiply_pairs(query + block, row, tile.values).div_(UNIT_STEPS)
+        return products.div_(tile.norms[row, 0])
 
     def _multiply_pairs(self, query: Tensor, row: Tensor, values: Tensor) -> Tensor:
         """Return `[P]` products of queries, in steps, and rows of `values`, in their type."""

@@ -1,6 +1,6 @@
-"""A tile of candidates on its way through a search, and the pairs found in it.
+"""A block of queries and a tile of candidates in a search, and the pairs found in them.
 
-Shapes: N rows of candidates, D dimensions, P pairs of query and candidate.
+Shapes: B queries, N rows of candidates, D dimensions, P pairs of query and candidate.
 """
 
 from __future__ import annotations
@@ -18,6 +18,33 @@ from tracelib.retrieval.cosines import UNIT_STEPS, round_units
 _SAFE_NORMS = (2.0**-40, 2.0**40)  # float32 holds their squares
 
 
+class QueryBlock:
+    """Some queries, and what has been computed of them.
+
+    Args:
+        steps: `[B, D]` int32 unit vectors in steps.
+    """
+
+    def __init__(self, steps: Tensor) -> None:
+        self._steps = steps
+        self._coarse: dict[tuple[torch.dtype, int], CoarseRows] = {}
+        self.pause = 0
+        """Tiles until a part of the coordinates is worth another try."""
+
+    @cached_property
+    def values(self) -> Tensor:
+        """`[B, D]` float32 unit vectors."""
+        return torch.div(self._steps, UNIT_STEPS)
+
+    def round(self, coarse_type: torch.dtype, num_leading: int) -> CoarseRows:
+        """Return the coarse vectors, each with its step."""
+        key = coarse_type, num_leading
+        if key not in self._coarse:
+            ones = self.values.new_ones(1, 1)
+            self._coarse[key] = round_rows(self.values, ones, coarse_type, False, num_leading)
+        return self._coarse[key]
+
+
 class Tile:
     """Some candidates of a chunk, and what has been computed of them.
 
@@ -28,12 +55,12 @@ class Tile:
 
     def __init__(self, rows: Tensor, first_place: int) -> None:
         self._rows = rows
-        self._coarse: dict[torch.dtype, CoarseRows] = {}
+        self._coarse: dict[tuple[torch.dtype, int], CoarseRows] = {}
         self.first_place = first_place
         self.values = rows.float()
         self.norms = torch.linalg.vector_norm(self.values, dim=1, keepdim=True)
-        least, most = _SAFE_NORMS
-        if not bool(((self.norms > least) & (self.norms < most)).all()):
+        least, most = (bound.item() for bound in self.norms.aminmax())
+        if not _SAFE_NORMS[0] < least <= most < _SAFE_NORMS[1]:
             # float64 tells bad rows from extreme ones
             self.values = (self.steps / UNIT_STEPS).float()
             self.norms = torch.ones_like(self.norms)
@@ -43,13 +70,12 @@ class Tile:
         """`[N, D]` float64 unit vectors in steps."""
         return round_units(self._rows, "candidate", self.first_place)
 
-    def round(self, coarse_type: torch.dtype) -> CoarseRows:
+    def round(self, coarse_type: torch.dtype, num_leading: int) -> CoarseRows:
         """Return the coarse vectors, with one step."""
-        if coarse_type not in self._coarse:
-            self._coarse[coarse_type] = round_rows(
-                self.values, self.norms, coarse_type, one_step=True
-            )
-        return self._coarse[coarse_type]
+        key = coarse_type, num_leading
+        if key not in self._coarse:
+            self._coarse[key] = round_rows(self.values, self.norms, coarse_type, True, num_leading)
+        return self._coarse[key]
 
 
 class Pairs(NamedTuple):

@@ -171,7 +171,12 @@ def start(hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
 
     def start(*calls, endpoint=f"http://127.0.0.1:{hub.server_port}"):
-        env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN}
+        env = os.environ | {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+        }
         env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
         args = json.dumps([[str(word) for word in call] for call in calls])
         return subprocess.Popen(
