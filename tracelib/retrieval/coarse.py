@@ -148,17 +148,21 @@ def find_reaching(
     if num_rows % _GROUP_ROWS:
         products = functional.pad(products, (0, -num_rows % _GROUP_ROWS))
     groups = products.reshape(len(products), -1, _GROUP_ROWS)
-    query, group = (groups.amax(dim=2) >= least).nonzero(as_tuple=True)
+    found = (groups.amax(dim=2) >= least).flatten().nonzero().flatten()
     max_pairs = max_share * len(products) * num_rows
-    if len(query) > max_pairs:
+    if len(found) > max_pairs:
         return None
-    reaches = groups[query, group] >= least[query]
+    query, group = found // groups.shape[1], found % groups.shape[1]
+    # whole rows at once: far cheaper than an index per dimension
+    reaches = groups.flatten(0, 1).index_select(0, found) >= least.index_select(0, query)
     if int(reaches.count_nonzero()) > max_pairs:  # naming them would cost memory for nothing
         return None
     pair, member = reaches.nonzero(as_tuple=True)
-    query, row = query[pair], group[pair] * _GROUP_ROWS + member
-    is_row = row < num_rows
-    return query[is_row], row[is_row]
+    query, row = query.index_select(0, pair), group.index_select(0, pair) * _GROUP_ROWS + member
+    if num_rows % _GROUP_ROWS:
+        is_row = row < num_rows
+        return query[is_row], row[is_row]
+    return query, row
 
 
 def is_accurate(products: Tensor, queries: Tensor, rows: Tensor) -> bool:
