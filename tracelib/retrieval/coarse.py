@@ -149,7 +149,7 @@ def find_reaching(
         products = functional.pad(products, (0, -num_rows % _GROUP_ROWS))
     groups = products.reshape(len(products), -1, _GROUP_ROWS)
     found = (groups.amax(dim=2) >= least).flatten().nonzero().flatten()
-    max_pairs = max_share * len(products) * num_rows
+    max_pairs = max_share * groups.numel()
     if len(found) > max_pairs:
         return None
     query, group = found // groups.shape[1], found % groups.shape[1]
