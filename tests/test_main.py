@@ -1,6 +1,7 @@
 """`python -m tracelib` in its own process, and what every verb's options share."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -66,3 +67,13 @@ def test_help_of_a_verb_has_its_whole_description(verb, capsys):
     text = capsys.readouterr().out.partition("\noptions:")[0]
     docstring = (VERBS[verb].__doc__ or "").partition("Args:")[0]
     assert " ".join(docstring.split()) in " ".join(text.split())
+
+
+def test_a_traceback_is_there_for_who_asks(tmp_path):
+    command = [sys.executable, "-m", "tracelib", "evaluate", "--runs_folder", str(tmp_path)]
+    for value, expected in (("", False), ("1", True)):
+        environment = {**os.environ, "TRACELIB_TRACEBACK": value}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 1
+        assert "holds no finished run" in done.stderr
+        assert ("Traceback" in done.stderr) == expected

@@ -6,6 +6,7 @@ import inspect
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, auto_cli
@@ -48,12 +49,14 @@ def complete_flags(verb: Callable[..., Any], words: Sequence[str]) -> list[str]:
 
     >>> complete_flags(download, ["--dry_run", "--images", "false"])
     ['--dry_run=true', '--images', 'false']
+    >>> complete_flags(download, [])
+    []
     """
     parameters = inspect.signature(verb).parameters.values()
     flags = {f"--{parameter.name}" for parameter in parameters if type(parameter.default) is bool}
     return [
         f"{word}=true" if word in flags and following.startswith("-") else word
-        for word, following in zip(words, [*words[1:], "-"], strict=True)
+        for word, following in zip_longest(words, words[1:], fillvalue="-")
     ]
 
 
