@@ -3,10 +3,10 @@
 python experiments/bench/search.py [--num_candidates 1000000] [--num_queries 1000]
 
 Candidates and queries scatter around 2,000 random centres, as widely as the centres do, so that
-the top 50 lie within a cluster, at cosines near 0.6. The job is from the file, float16 and of
-any length, to the rankings: ours streams it, FAISS is given unit float32 vectors chunk by chunk and
-then searches. Both run in turn, with the same number of threads; medians are compared. FAISS's
-search alone, its index built before, is timed apart: `search_alone_ratio` is our whole job by that.
+the top 50 lie within a cluster, at cosines near 0.6. Ours reads the file, float16 and of any
+length, and is timed whole. Of FAISS only the search is timed, over unit float32 vectors it was
+given before. Both run in turn, with the same number of threads; medians are compared.
+`from_file_ratio` is the job from the file for both: FAISS's vectors, made and added, count too.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _BENCH = "search"
 _LIMITS = {
     "seconds": "",
     "faiss_seconds": "",
-    "faiss_search_seconds": "",
+    "faiss_from_file_seconds": "",
     "time_ratio": "<= 0.25",
-    "search_alone_ratio": "",
+    "from_file_ratio": "",
     "peak_gb": "<= 1.0",
     "equal_rankings": ">= 1",
 }
@@ -163,14 +163,14 @@ def compare_with_faiss(
         ours.append(seconds)
         builds.append(time_call(build_index)[0])
         searches.append(time_call(lambda: index.search(unit_queries, k))[0])
-    seconds, search_seconds = statistics.median(ours), statistics.median(searches)
-    faiss_seconds = statistics.median(map(sum, zip(builds, searches, strict=True)))
+    seconds, faiss_seconds = statistics.median(ours), statistics.median(searches)
+    from_file_seconds = statistics.median(map(sum, zip(builds, searches, strict=True)))
     return {
         "seconds": seconds,
         "faiss_seconds": faiss_seconds,
-        "faiss_search_seconds": search_seconds,
+        "faiss_from_file_seconds": from_file_seconds,
         "time_ratio": seconds / faiss_seconds,
-        "search_alone_ratio": seconds / search_seconds,
+        "from_file_ratio": seconds / from_file_seconds,
         "equal_rankings": compare_rankings(path, queries, found[1], k),
     }
 
