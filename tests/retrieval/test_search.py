@@ -385,7 +385,7 @@ def test_merged_shares_equal_the_whole():
             found = TopKSearch(queries, 30)
             for start in range(share * 10, 1000, num_shares * 10):
                 found.add(candidates[start : start + 10], start)
-            parts.append(found.result(is_share=True))
+            parts.append(found.result())
         assert_same(merge_top_k(parts, 30), whole)
         assert_same(merge_top_k([merge_top_k(parts[:2], 30), *parts[2:]], 30), whole)
 
@@ -425,9 +425,9 @@ def test_shares_of_one_direction_are_no_collapse():
     assert found.common_direction is None
     found.add(row.expand(5, 4), 10)
     assert torch.equal(found.common_direction, round_unit_vectors(row)[0])
-    assert found.result(is_share=True)[1].tolist() == [[10, 11, 12]] * 2
+    assert found.result()[1].tolist() == [[10, 11, 12]] * 2
     with pytest.raises(ValueError, match="all 5 candidate embeddings point the same way"):
-        found.result()
+        search_top_k(queries, row.expand(5, 4), 3)
     found.add(-row, 3)
     assert found.common_direction is None
     assert found.result()[1].shape == (2, 3)

@@ -151,25 +151,13 @@ class TopKSearch:
             self._score_pairs(waiting, rows, first_place)
         self._num_seen += len(rows)
 
-    def result(self, is_share: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the best candidates so far.
-
-        Args:
-            is_share: Whether the candidates are one process's share of a pool. A few may rightly
-                be equal; whoever merges the shares compares their `common_direction`.
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return the best candidates so far, also where all are equal: it may be a share of a pool.
 
         Returns:
             `[Q, min(k, seen)]` float32 cosines in -1 .. 1, best first, rounded to a multiple of
             2^-24, and int64 places in the pool.
-
-        Raises:
-            ValueError: All candidates point the same way (a collapsed encoder).
         """
-        if self._direction is not None and self._num_seen > 1 and not is_share:
-            raise ValueError(
-                f"all {self._num_seen} candidate embeddings point the same way, so no ranking "
-                "exists; check the encoder's weights and read position"
-            )
         return decode_hits(self._best[:, : self._num_seen])
 
     def _compare_directions(self, rows: Tensor, first_place: int) -> None:
@@ -296,6 +284,11 @@ def search_top_k(
     search = TopKSearch(queries, k)
     for start in range(0, len(candidates), chunk_size):
         search.add(candidates[start : start + chunk_size], start)
+    if search.common_direction is not None and len(candidates) > 1:
+        raise ValueError(
+            f"all {len(candidates)} candidate embeddings point the same way, so no ranking exists; "
+            "check the encoder's weights and read position"
+        )
     return search.result()
 
 
