@@ -92,6 +92,12 @@ def test_every_rank_counts_the_tasks_of_all(ranks, single):
     assert single[2].sum() == worker.NUM_ROWS + 1
 
 
+def test_a_rank_whose_share_is_constant_does_not_stop_alone(ranks):
+    for rank in ranks:
+        assert rank["ranked"].tolist() == [[0, 1, 3], [2, 3, 0]]
+        assert "all 4 candidate embeddings of a_task0 are the same" in rank["refused"]
+
+
 def test_training_batches_of_both_ranks_make_up_the_global_batch(ranks, args):
     sampler = build([*args, "--data.batch_size=32"])[1].train_dataloader().sampler
     pairs = zip(*(rank["batches"] for rank in ranks), strict=True)

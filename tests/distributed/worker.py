@@ -16,6 +16,7 @@ from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.layout import Layout
 from tracelib.distributed import average_over_ranks, gather_rows, gather_tensor, gather_with_grad
 from tracelib.module import RetrievalModule
+from tracelib.retrieval.ranking import rank_pools
 from tracelib.types import TrainBatch
 
 WORLD_SIZE = 2
@@ -52,6 +53,17 @@ def make(args: list[str]) -> tuple[RetrievalModule, MBEIRDataModule, list[list[i
     return module.train(), data, rows
 
 
+POOL = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+"""Rank 0's half is of one embedding, the whole is not."""
+
+
+def rank_shares(rows: Tensor, first_place: int) -> Tensor:
+    """Return the places that all ranks find for two queries in a pool of which each has a share."""
+    queries = torch.tensor([[1.0, 0.1], [0.1, 1.0]])
+    pools = {"a_task0": [(first_place, rows)]}
+    return rank_pools(queries, {"a_task0": range(2)}, pools, 3)["local"].places
+
+
 def impoverish(root: Path) -> None:
     """Leave rank 0's queries but one without a hard negative and without a judged difficulty."""
     layout, poor = Layout(root), set()
@@ -82,6 +94,11 @@ def measure(rank: int, args: list[str]) -> dict[str, object]:
         found[name] = {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
         found[f"{name} loss"] = average_over_ranks(loss.detach())
     found["task_counts"] = module.task_counts
+    found["ranked"] = rank_shares(POOL[2 * rank : 2 * rank + 2], 2 * rank)
+    try:
+        rank_shares(POOL[:2], 2 * rank)
+    except ValueError as error:
+        found["refused"] = str(error)
     found["batches"] = list(data.train_dataloader().sampler)
     local = torch.arange(rank + 1.0, requires_grad=True)
     gathered = gather_with_grad(local)

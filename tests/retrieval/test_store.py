@@ -201,7 +201,7 @@ def test_one_shard_is_open_at_a_time(tmp_path):
     assert after - before < 10
 
 
-def test_a_full_disk_is_said(tmp_path):
+def test_a_shard_that_cannot_be_made_is_said(tmp_path):
     part = build(tmp_path / "b")
     part.folder = tmp_path / "missing"
     with pytest.raises(StoreError, match=r"00000\.partial\.npy cannot be made.*store_dir"):
