@@ -96,7 +96,9 @@ def test_help_of_a_verb_explains_its_options(verb, capsys):
     expected = {
         "scenes": "--num_train",
         "pretrain": "--warmup_steps",
-        "evaluate": "--against",
+        "evaluate": "--gate.budget",
+        "calibrate": "--labels",
+        "route-labels": "--margin_epsilon",
         "compare": "--num_resamples",
         "mmeb": "--query_rewrites",
         "check": "--pictures",

@@ -38,6 +38,8 @@ def write_gate(folder, run="a", gate="never", ranks=(1, 0), speed=2.0, **changes
         {"local": ranked, "union": torch.zeros(SIZE)},
         torch.arange(SIZE) % 2 == 0,
         torch.ones(SIZE),
+        torch.full((SIZE,), torch.nan),
+        torch.zeros(SIZE, dtype=torch.bool),
     )
     write_per_query(folder / "per_query.parquet", queries)
 

@@ -13,7 +13,7 @@ from tracelib.cli import main
 from tracelib.data.datasets import TrainDataset
 from tracelib.data.layout import Layout
 from tracelib.models.backbone import compute_fingerprint
-from tracelib.models.router import AlwaysGate, NeverGate
+from tracelib.models.gates import AlwaysGate, NeverGate
 from tracelib.recipe import build_cli, find_checkpoint, load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -308,7 +308,7 @@ def test_an_overfit_run_finds_every_target(root, tiny_backbone, tmp_path):
     epochs = 60
     settings = {
         "data.rationale": "none",
-        "model.gate": "tracelib.models.router.FirstTokenGate",
+        "model.gate": "tracelib.models.gates.FirstTokenGate",
         "trainer.max_epochs": epochs,
         "trainer.check_val_every_n_epoch": epochs,
     }
@@ -322,4 +322,4 @@ def test_an_overfit_run_finds_every_target(root, tiny_backbone, tmp_path):
 
 def test_a_head_gate_without_router_is_refused(args):
     with pytest.raises(ValueError, match=r"HeadGate, but model\.router_weight 0"):
-        build([*args, "--model.gate=tracelib.models.router.HeadGate", "--model.router_weight=0"])
+        build([*args, "--model.gate=tracelib.models.gates.HeadGate", "--model.router_weight=0"])

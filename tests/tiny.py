@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
         },
         "contrastive": {"class_path": "tracelib.losses.contrastive.InfoNCELoss"},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
-        "gate": "tracelib.models.router.AlwaysGate",
+        "gate": "tracelib.models.gates.AlwaysGate",
         "max_rationale_tokens": 5,
     },
     "data": {"batch_size": 16, "eval_batch_size": 12, "num_workers": 0, "max_pixels": 3136},

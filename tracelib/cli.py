@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, auto_cli
 
+from tracelib.calibration import calibrate
 from tracelib.comparison import compare
 from tracelib.data.check.run import check
 from tracelib.data.download.run import download
@@ -19,9 +20,21 @@ from tracelib.evaluation import evaluate
 from tracelib.mmeb import mmeb
 from tracelib.pretraining.run import pretrain
 from tracelib.recipe import build_cli
+from tracelib.route_labels import route_labels
 
 VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb for verb in (scenes, pretrain, evaluate, compare, mmeb, check, download)
+    verb.__name__.replace("_", "-"): verb
+    for verb in (
+        scenes,
+        pretrain,
+        evaluate,
+        calibrate,
+        route_labels,
+        compare,
+        mmeb,
+        check,
+        download,
+    )
 }
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -30,10 +43,10 @@ _HELP = """usage: python -m tracelib {{fit,validate,test,predict,{verbs}}} [opti
 Train, evaluate and use reason-then-embed retrievers.
 
 a recipe, run by Lightning (options: python -m tracelib fit --help):
-  fit       train:  python -m tracelib fit --config configs/trace_scenes.yaml
-  validate  embed and rank the val split
-  test      embed and rank the test split
-  predict   embed the test split into the store and write rationales
+  fit          train:  python -m tracelib fit --config configs/trace_scenes.yaml
+  validate     embed and rank the val split
+  test         embed and rank the test split
+  predict      embed the test split into the store and write rationales
 
 other verbs (options: python -m tracelib VERB --help):
 {lines}
@@ -81,7 +94,7 @@ def main(args: list[str] | None = None) -> None:
         )
     elif not words or words[0] in ("-h", "--help"):
         lines = "\n".join(
-            f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()
+            f"  {name:12} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()
         )
         sys.stdout.write(_HELP.format(verbs=",".join(VERBS), lines=lines))
     elif words[0].startswith("-") or words[0] in _SUBCOMMANDS:

@@ -27,13 +27,8 @@ from tracelib.losses.language_modeling import compute_lm_loss
 from tracelib.losses.routing import compute_router_loss
 from tracelib.models.encoder import Encoder, EncoderOutput
 from tracelib.models.engine import EngineOutput, ReasoningEngine
-from tracelib.models.router import (
-    NUM_TASKS,
-    DifficultyRouter,
-    FirstTokenGate,
-    Gate,
-    HeadGate,
-)
+from tracelib.models.gates import FirstTokenGate, Gate, HeadGate
+from tracelib.models.router import NUM_TASKS, DifficultyRouter
 from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
 
 
@@ -56,6 +51,7 @@ class RetrievalModule(LightningModule):
         router_stop_gradient: Keep the router's gradient out of the backbone.
         max_rationale_tokens: Longest thought when embedding; longer ones get the embedding token
             appended and are counted.
+        decode_batch_size: Most queries that think at the same time when embedding.
         warmup_fraction: Share of all steps with linear warm-up, 0 .. 1; a cosine decays to zero
             after it.
 
@@ -80,6 +76,7 @@ class RetrievalModule(LightningModule):
         router_weight: float = 1.0,
         router_stop_gradient: bool = True,
         max_rationale_tokens: int = 256,
+        decode_batch_size: int = 128,
         warmup_fraction: float = 0.03,
     ) -> None:
         super().__init__()
@@ -103,7 +100,9 @@ class RetrievalModule(LightningModule):
         )
         if self.router is None and isinstance(self.gate, HeadGate):
             raise ValueError("the gate is HeadGate, but model.router_weight 0 builds no router")
-        self.engine = ReasoningEngine(encoder, self.router, max_rationale_tokens)
+        self.engine = ReasoningEngine(
+            encoder, self.router, max_rationale_tokens, decode_batch_size
+        )
         # Easy and hard training queries seen per task: what the task_prior gate knows.
         self.register_buffer("task_counts", torch.zeros(NUM_TASKS, 2, dtype=torch.long))
         # Checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing.
@@ -181,9 +180,16 @@ class RetrievalModule(LightningModule):
 
     def embed_queries(self, batch: QueryBatch, gate: Gate | None = None) -> EngineOutput:
         """Embed queries under `gate`, or under the recipe's."""
-        return self.engine.embed_queries(
-            batch.inputs, gate or self.gate, self.get_task_prior(batch.task_ids)
-        )
+        prior = self.get_task_prior(batch.task_ids.to(self.device))
+        return self.engine.embed_queries(batch.inputs, gate or self.gate, prior, batch.query_ids)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Leave queries in host memory: the engine moves them part by part."""
+        if isinstance(batch, QueryBatch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def embed_candidates(self, batch: CandidateBatch) -> Tensor:
         """Return `[B, D]` embeddings of candidates, which never reason; float32, not normalised."""

@@ -142,13 +142,15 @@ class QueryBatch:
     """Prompts of queries to embed.
 
     Args:
-        inputs: Left-padded prompts.
-        task_ids: `[B]` M-BEIR task of each query.
+        inputs: Prompts, in parts of similar length that are read at once.
+        task_ids: `[B]` M-BEIR task of each query, over all parts.
+        query_ids: `[B]` ids of the queries as numbers.
         indices: `[B]` place of each query in the split's list of queries.
     """
 
-    inputs: EncoderInput
+    inputs: list[EncoderInput]
     task_ids: Tensor
+    query_ids: Tensor
     indices: Tensor
 
 

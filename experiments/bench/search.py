@@ -54,9 +54,9 @@ def bench_search(
     num_queries: int = 1000,
     num_dimensions: int = 768,
     k: int = 50,
-    chunk_size: int = 131_072,
+    chunk_size: int = 1_000_000,
     num_threads: int = 2,
-    num_runs: int = 3,
+    num_runs: int = 5,
 ) -> list[Row]:
     """Generate a pool, measure, print the rows and write them to search.json.
 
@@ -65,7 +65,7 @@ def bench_search(
         num_queries: Queries.
         num_dimensions: Size of an embedding.
         k: Candidates to find per query.
-        chunk_size: Candidates handed to our search at once.
+        chunk_size: Candidates handed to our search at once, by default all: they are mapped.
         num_threads: Threads of either side.
         num_runs: Runs of either side, of which the median counts.
     """

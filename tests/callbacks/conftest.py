@@ -34,7 +34,7 @@ def small_recipe(tiny_backbone, tiny_scenes) -> list[str]:
         "data.batch_size": 8,
         "data.task_mixing": "mixed",
         "model.encoder.init_args.backbone": tiny_backbone,
-        "model.gate": "tracelib.models.router.HeadGate",
+        "model.gate": "tracelib.models.gates.HeadGate",
         "model.max_rationale_tokens": 4,
         "trainer.accelerator": "cpu",
         "trainer.enable_progress_bar": "false",

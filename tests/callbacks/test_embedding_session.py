@@ -12,7 +12,7 @@ from tests.tiny import build, cut_scenes, rewrite_rows, write_recipe
 from tracelib.callbacks.embedding_session import EmbeddingSession, build_keys
 from tracelib.callbacks.stored_evaluation import evaluate_session
 from tracelib.data.layout import Layout
-from tracelib.models.router import AlwaysGate, HeadGate, NeverGate
+from tracelib.models.gates import AlwaysGate, HeadGate, NeverGate
 from tracelib.retrieval.store import StoreError, compute_digest
 from tracelib.types import QueryBatch
 

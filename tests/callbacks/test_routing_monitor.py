@@ -24,6 +24,7 @@ def build_evaluation(thinks, difficulty, probability) -> Evaluation:
     thoughts = Thoughts(
         thinks=torch.tensor(thinks, dtype=torch.bool),
         think_probability=torch.tensor(probability),
+        emb_is_first=torch.zeros(size, dtype=torch.bool),
         rationale_token_ids=[[7] * i if think else [] for i, think in enumerate(thinks)],
         is_forced=torch.zeros(size, dtype=torch.bool),
         seconds=1.0,

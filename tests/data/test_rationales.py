@@ -43,6 +43,16 @@ def test_an_easy_row_may_have_a_rationale(tmp_path):
     assert (row.difficulty, row.rationale) == (0, Rationale("0 ä.", "1 b.", "oracle"))
 
 
+@pytest.mark.parametrize("difficulty", [-1, 0, 1])
+@pytest.mark.parametrize("text", ["0 a 1 b", None])
+def test_the_models_own_thought_has_no_parts(tmp_path, difficulty, text):
+    own = RationaleRow("10:3", 7, difficulty, text, None, None, "self", "me")
+    write_rows(tmp_path / "rows.jsonl", [{**own.format_fields(), "tokens": 4.0}])
+    (row,) = parse_file(tmp_path / "rows.jsonl")
+    assert row == own
+    assert (row.rationale and row.rationale.text) == text
+
+
 def test_control_tokens_are_stripped(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({**FIELDS, "answer": "1 b.<|im_end|>"}))
     assert parse_file(tmp_path / "rows.jsonl")[0].answer == "1 b."
@@ -60,7 +70,9 @@ def test_control_tokens_are_stripped(tmp_path):
         ({"difficulty": True}, "difficulty True is none of"),
         ({"difficulty": None}, "'difficulty' is missing"),
         ({"task_id": 9}, "task_id 9 is none of"),
-        ({"source": "self"}, "source 'self' is none of"),
+        ({"source": "me"}, "source 'me' is none of ['teacher', 'oracle', 'self']"),
+        ({"source": "self"}, "answer '1 b.' in a row of source 'self'"),
+        ({"answer": None, "difficulty": -1}, "both or none"),
         ({"teacher": None}, "'teacher' is missing"),
         ({"qid": None}, "'qid' is missing"),
         ({"cot_conf": 1.5}, "cot_conf 1.5"),

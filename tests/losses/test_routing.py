@@ -37,6 +37,23 @@ def test_agrees_with_float64_on_values_and_gradients():
     assert taken_as_easy.item() != pytest.approx(slow.item(), abs=1e-3)
 
 
+def test_a_probability_is_least_costly_at_its_own_logit():
+    target = torch.tensor([0.25, 0.9, -1.0])
+    logits = torch.tensor([0.25, 0.9, 0.5]).logit().requires_grad_()
+    loss = compute_router_loss(logits, target)
+    entropy = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in (0.25, 0.9)]
+    assert loss.item() == pytest.approx(sum(entropy) / 2, abs=1e-6)
+    loss.backward()
+    assert logits.grad.abs().max() < 1e-6
+    rounded = compute_router_loss(logits, target.round())  # the control: other labels, other loss
+    assert rounded.item() != pytest.approx(loss.item(), abs=1e-2)
+
+
+def test_probabilities_0_and_1_are_the_labels():
+    logits, labels = torch.randn(12), torch.arange(12) % 3 - 1
+    assert compute_router_loss(logits, labels.float()) == compute_router_loss(logits, labels)
+
+
 @pytest.mark.parametrize("size", [0, 3])
 def test_nothing_known_gives_zero_and_zero_gradient(size):
     logits = torch.randn(size, requires_grad=True)
@@ -61,8 +78,13 @@ def test_large_logits_stay_finite():
 @pytest.mark.parametrize(
     ("logits", "difficulty", "message"),
     [
-        (torch.zeros(2), torch.tensor([0, 2]), "difficulty of row 1 is 2; allowed -1, 0, 1"),
-        (torch.zeros(2), torch.tensor([0.5, 0.0]), "difficulty of row 0 is 0.5"),
+        (
+            torch.zeros(2),
+            torch.tensor([0, 2]),
+            r"difficulty of row 1 is 2; allowed -1 and 0 \.\. 1",
+        ),
+        (torch.zeros(2), torch.tensor([-0.5, 0.0]), r"difficulty of row 0 is -0\.5"),
+        (torch.zeros(2), torch.tensor([1.0, float("nan")]), "difficulty of row 1 is nan"),
         (torch.zeros(2, 1), torch.tensor([0, 1]), r"logits \(2, 1\), difficulty \(2,\)"),
     ],
 )

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tracelib.models.engine import ReasoningEngine
-from tracelib.models.router import (
+from tracelib.models.gates import (
     AlwaysGate,
-    DifficultyRouter,
     FirstTokenGate,
     Gate,
     HeadGate,
     NeverGate,
     TaskPriorGate,
 )
+from tracelib.models.router import DifficultyRouter
 from tracelib.types import EncoderInput
 
 LIMIT = 6
@@ -48,9 +48,11 @@ def encoders(make_encoder):
     return found
 
 
-def run(encoder, prompts, gate=NEVER, limit=LIMIT, router=None, prior=None):
-    prior = torch.zeros(len(prompts.input_ids)) if prior is None else prior
-    return ReasoningEngine(encoder, router, limit).embed_queries(prompts, gate, prior)
+def run(encoder, prompts, gate=NEVER, limit=LIMIT, router=None, prior=None, slots=128):
+    parts = prompts if isinstance(prompts, list) else [prompts]
+    ids = torch.arange(sum(len(part.input_ids) for part in parts))
+    prior = torch.zeros(len(ids)) if prior is None else prior
+    return ReasoningEngine(encoder, router, limit, slots).embed_queries(parts, gate, prior, ids)
 
 
 def close(a, b, tolerance=TOLERANCE):
@@ -212,11 +214,6 @@ def test_task_prior_gate_follows_the_share_of_hard_queries(encoders, processor, 
     prior = torch.tensor([0.0, 0.49, 0.5, 1.0, 0.2, 0.7, 0.0])
     output = run(encoders[-1], processor(prompts, "left"), TaskPriorGate(), prior=prior)
     assert output.thinks.tolist() == [False, False, True, True, False, True, False]
-
-
-def test_prompts_padded_on_the_right_are_refused(encoders, processor, prompts):
-    with pytest.raises(ValueError, match="prompts must be padded on the left"):
-        run(encoders[-1], processor(prompts, "right"))
 
 
 def test_a_limit_below_one_is_refused(encoders):

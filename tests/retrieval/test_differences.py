@@ -23,6 +23,8 @@ def make_queries(ranks, union=None, prompts=None, ids=None, thinks=False):
         {"local": torch.tensor(ranks), "union": torch.tensor(union or ranks)},
         torch.tensor([thinks] * size),
         torch.ones(size),
+        torch.full((size,), torch.nan),
+        torch.zeros(size, dtype=torch.bool),
     )
 
 
@@ -87,6 +89,8 @@ def test_queries_are_paired_by_id_not_by_order():
         {pool: ranks[order] for pool, ranks in b.first_ranks.items()},
         b.thinks[order],
         b.num_tokens[order],
+        b.think_probability,
+        b.emb_is_first,
     )
     assert compare(a, shuffled) == compare(a, b)
 

@@ -40,6 +40,7 @@ def make_thoughts(size, seconds=None):
     return Thoughts(
         torch.arange(size) > 0,
         torch.full((size,), torch.nan),
+        torch.zeros(size, dtype=torch.bool),
         [[5] * i for i in range(size)],
         torch.zeros(size, dtype=torch.bool),
         seconds,

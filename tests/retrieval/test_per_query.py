@@ -21,7 +21,8 @@ FACTS = QueryFacts(
 PLACES = torch.tensor([[0, 1, 2, 9, 9, 9], [9, 9, 9, 9, 9, 3], [4, 2, 1, 0, 9, 9]])
 THOUGHTS = Thoughts(
     thinks=torch.tensor([False, True, True]),
-    think_probability=torch.full((3,), torch.nan),
+    think_probability=torch.tensor([0.25, torch.nan, 1.0]),
+    emb_is_first=torch.tensor([True, False, False]),
     rationale_token_ids=[[], [5], [6, 7]],
     is_forced=torch.zeros(3, dtype=torch.bool),
     seconds=None,
@@ -47,10 +48,15 @@ def test_reads_back(tmp_path, queries):
     path = tmp_path / "deep" / "per_query.parquet"
     write_per_query(path, queries)
     found = as_lists(read_per_query(path))
-    assert found == as_lists(queries)
+    expected = as_lists(queries)
+    probabilities = found.pop("think_probability")
+    assert probabilities == pytest.approx(expected.pop("think_probability"), nan_ok=True)
+    assert found == expected
     assert found["local"] == [1, 0, 1]  # the second query's positive is deeper than the list
     assert found["union"] == [1, 6, 1]
     assert found["num_tokens"] == [1, 2, 3]
+    assert found["emb_is_first"] == [True, False, False]
+    assert probabilities[::2] == [0.25, 1.0]
     assert found["columns"] == ["a_task0", "fashioniq_task7", "a_task0"]
 
 
@@ -67,6 +73,8 @@ def test_is_a_table_for_others_too(tmp_path, queries):
         "rank_union": 6,
         "thinks": True,
         "num_tokens": 2,
+        "think_probability": pytest.approx(torch.nan, nan_ok=True),
+        "emb_is_first": False,
     }
 
 

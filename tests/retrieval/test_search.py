@@ -9,12 +9,8 @@ from torch.nn import functional
 
 from tests.reference.search import round_unit_vectors, search, search_to_the_bit
 from tracelib.retrieval.coarse import COARSE_TYPES
-from tracelib.retrieval.search import (
-    TopKSearch,
-    estimate_search_bytes,
-    merge_top_k,
-    search_top_k,
-)
+from tracelib.retrieval.cosines import merge_top_k
+from tracelib.retrieval.search import TopKSearch, estimate_search_bytes, search_top_k
 
 EVERY_FILTER = [None, (), *((kind,) for kind in COARSE_TYPES), (torch.int8, torch.bfloat16)]
 
@@ -284,17 +280,177 @@ def test_pairs_wait_and_are_scored_in_small_lots(pool, monkeypatch):
         assert_same(search_in_chunks(queries, candidates, 15, chunk_size).result(), expected)
 
 
+class Counting(TopKSearch):
+    """Counts the rows scored without a sieve."""
+
+    num_scored = 0
+
+    def _score_all(self, block, tile):
+        self.num_scored += len(tile.steps)
+        super()._score_all(block, tile)
+
+
 def test_filter_drops_nearly_all():
-    scored = []
-
-    class Counting(TopKSearch):
-        def _score_all(self, block, tile):
-            scored.append(len(tile.steps))
-            super()._score_all(block, tile)
-
     queries, candidates = torch.randn(100, 64), torch.randn(30000, 64)
-    search_in_chunks(queries, candidates, 10, 30000, (torch.int8, torch.bfloat16), Counting)
-    assert sum(scored) < 5000
+    types = (torch.int8, torch.bfloat16)
+    found = search_in_chunks(queries, candidates, 10, 30000, types, Counting)
+    assert found.num_scored < 5000
+
+
+@pytest.mark.parametrize(
+    ("num_dimensions", "num_leading"), [(64, 0), (85, 0), (86, 64), (768, 576), (1024, 768)]
+)
+def test_leading_coordinates_are_a_multiple_of_64(num_dimensions, num_leading):
+    assert TopKSearch(torch.ones(1, num_dimensions), 1)._num_leading == num_leading
+
+
+NUM_SEED_GROUPS = 24
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Let a chunk of 1,536 rows be large enough to take lower bounds from 8 tiles of 96."""
+    monkeypatch.setattr("tracelib.retrieval.search._TILE_ROWS", 96)
+    monkeypatch.setattr("tracelib.retrieval.search._QUERY_BLOCK", 16)
+
+
+class Unsown(Counting):
+    """Starts without lower bounds."""
+
+    def _sow(self, rows, first_place):
+        pass
+
+
+def draw_hits(num_rows, queries, where):
+    """Rows of noise; those in `where`, a slice, lie around the queries."""
+    rows = torch.randn(num_rows, queries.shape[1])
+    num_hits = len(rows[where])
+    rows[where] = queries[torch.randint(len(queries), (num_hits,))] + 0.5 * rows[where]
+    return rows
+
+
+def draw_placed(pool, queries):
+    """4,000 rows, of which 8 tiles of 96 are looked at first: rows 0, 500 ... 3,500 and on."""
+    rows = draw_hits(4000, queries, slice(0, 0))
+    if pool == "late":
+        return draw_hits(4000, queries, slice(3700, None))
+    if pool == "in one tile":
+        return draw_hits(4000, queries, slice(1500, 1596))
+    if pool == "in all tiles":
+        for start in range(0, 4000, 500):
+            rows[start : start + 96] = draw_hits(96, queries, slice(0, None))
+    if pool == "equal":
+        rows[:] = queries[0]
+        rows[0] *= -1
+    if pool == "rising":
+        rows = rows[(functional.normalize(rows) @ queries[0]).argsort()]
+    if pool == "copies":
+        rows = draw_near_ties(4000, queries.shape[1])
+    if pool == "lengths":
+        rows *= 10.0 ** torch.randint(-9, 9, (4000, 1))
+    return rows
+
+
+PLACED = ("late", "in one tile", "in all tiles", "equal", "rising", "copies", "lengths", "noise")
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("coarse_types", EVERY_FILTER, ids=str)
+@pytest.mark.parametrize("pool", PLACED)
+def test_bounds_of_some_tiles_change_nothing(pool, coarse_types):
+    queries = torch.randn(40, 100)
+    rows = draw_placed(pool, queries)
+    expected = search_to_the_bit(queries, rows, 20)
+    for cls in (TopKSearch, Unsown):
+        found = search_in_chunks(queries, rows, 20, 4000, coarse_types, cls)
+        assert_same(found.result(), expected)
+        found = search_in_chunks(queries, rows, 20, 1600, coarse_types, cls)
+        assert_same(found.result(), expected)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("pool", PLACED)
+def test_pairs_wait_beside_bounds_of_some_tiles(pool, monkeypatch):
+    for name, value in (("_FEW_PAIRS", 40), ("_MANY_PAIRS", 200), ("_DENSE_SHARE", 1.0)):
+        monkeypatch.setattr(f"tracelib.retrieval.search.{name}", value)
+    queries = torch.randn(40, 100)
+    rows = draw_placed(pool, queries)
+    expected = search_to_the_bit(queries, rows, 20)
+    found = Counting(queries, 20, (torch.int8, torch.float32))
+    found.add(rows, 0)
+    assert_same(found.result(), expected)
+    # the bounds hold out until k hits are found: no tile is scored whole to begin with
+    assert found.num_scored == 0
+    # the negative control
+    unsown = Unsown(queries, 20, (torch.int8, torch.float32))
+    unsown.add(rows, 0)
+    assert unsown.num_scored > 0
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("kind", COARSE_TYPES, ids=str)
+@pytest.mark.parametrize("pool", PLACED)
+def test_bounds_of_some_tiles_hold(pool, kind):
+    queries = torch.randn(40, 100)
+    rows = draw_placed(pool, queries)
+    scores = search_to_the_bit(queries, rows, 20)[0]
+    found = TopKSearch(queries, 20, (kind,))
+    found._sow(rows, 0)
+    assert (found._floor <= scores[:, -1:]).all()
+    # and are of use: nearly the 20th best of the 24 groups that were looked at
+    seen = torch.cat([rows[start : start + 96] for start in range(0, 4000, 500)])
+    cosines = functional.normalize(queries) @ functional.normalize(seen).T
+    best = cosines.reshape(40, NUM_SEED_GROUPS, 32).amax(dim=2).topk(20).values[:, -1:]
+    assert (found._floor > best - 0.1).all()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_leading_coordinates_are_tried_beside_bounds_of_some_tiles():
+    queries = torch.randn(40, 100)
+    found = TopKSearch(queries, 20, (torch.int8,))
+    found.add(draw_placed("in all tiles", queries), 0)
+    assert all((torch.int8, 64) in block._coarse for block in found._blocks.values())
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("k", [NUM_SEED_GROUPS, NUM_SEED_GROUPS + 1, 2000])
+def test_bounds_need_as_many_groups_as_hits(k):
+    queries, rows = torch.randn(20, 100), torch.randn(1600, 100)
+    found = TopKSearch(queries, k, (torch.int8,))
+    found._sow(rows, 0)
+    assert (found._floor > -torch.inf).all() == (k <= NUM_SEED_GROUPS)
+    found.add(rows, 0)
+    assert_same(found.result(), search_to_the_bit(queries, rows, k))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_bounds_come_from_a_large_first_chunk_only():
+    queries, rows = torch.randn(20, 100), torch.randn(1600, 100)
+    found = TopKSearch(queries, 10, (torch.int8,))
+    found._sow(rows[:1535], 0)
+    assert (found._floor == -torch.inf).all()
+    found.add(rows[:5], 0)
+    found._sow(rows[5:], 5)
+    assert found._floor[:, 5:].max() == -torch.inf
+    found.add(rows[5:], 5)
+    assert_same(found.result(), search_to_the_bit(queries, rows, 10))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("row", [0, 1500, 1595, 1596, 3999])
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_bad_row_of_a_large_chunk_is_named(bad, row):
+    rows = torch.randn(4000, 8)
+    rows[row] = bad
+    with pytest.raises(ValueError, match=f"candidate row {row + 70000} has norm"):
+        TopKSearch(torch.randn(3, 8), 2).add(rows, 70000)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_no_queries():
+    found = TopKSearch(torch.randn(0, 8), 5)
+    found.add(torch.randn(4000, 8), 0)
+    assert found.result()[1].shape == (0, 5)
 
 
 @pytest.mark.parametrize("kind", COARSE_TYPES, ids=str)
@@ -390,35 +546,6 @@ def test_merged_shares_equal_the_whole():
         assert_same(merge_top_k([merge_top_k(parts[:2], 30), *parts[2:]], 30), whole)
 
 
-def test_merging_short_parts():
-    nothing = torch.full((1, 2), -torch.inf), torch.full((1, 2), -1)
-    some = torch.tensor([[0.25, -0.5, -torch.inf]]), torch.tensor([[9, 3, -1]])
-    ties = torch.tensor([[0.25, -0.0, -0.5]]), torch.tensor([[2**32 - 1, 5, 2]])
-    scores, places = merge_top_k([nothing, some, ties], 7)
-    assert places.tolist() == [[9, 2**32 - 1, 5, 2, 3, -1, -1]]
-    assert scores.tolist() == [[0.25, 0.25, 0, -0.5, -0.5, -torch.inf, -torch.inf]]
-    assert merge_top_k([some, ties], 2)[1].tolist() == [[9, 2**32 - 1]]
-    assert merge_top_k([nothing], 9)[1].tolist() == [[-1, -1]]
-
-
-@pytest.mark.parametrize(
-    ("parts", "k", "message"),
-    [
-        ([], 1, r"parts of shapes \[\]; expected"),
-        ([(torch.zeros(2, 3), torch.zeros(2, 2).long())], 1, "expected one or more pairs"),
-        ([(torch.zeros(2, 3), torch.zeros(2, 3).long())] * 2, 0, "k is 0; allowed 1"),
-        (
-            [(torch.zeros(n, 3), torch.zeros(n, 3).long()) for n in (1, 2)],
-            1,
-            r"\(1, 3\).*\(2, 3\).*one Q",
-        ),
-    ],
-)
-def test_parts_are_checked(parts, k, message):
-    with pytest.raises(ValueError, match=message):
-        merge_top_k(parts, k)
-
-
 def test_shares_of_one_direction_are_no_collapse():
     queries, row = torch.randn(2, 4), torch.randn(1, 4)
     found = TopKSearch(queries, 3)
@@ -467,7 +594,9 @@ from pathlib import Path
 from tracelib.retrieval.search import TopKSearch, estimate_search_bytes, search_top_k
 torch.set_num_threads(1)
 search_top_k(torch.randn(600, 32), torch.randn(6000, 32), 10)  # loads the libraries
-queries, candidates = torch.randn(3000, 256), torch.randn(20000, 256).half()
+chunk_size = int(sys.argv[2])
+num_candidates = max(20000, chunk_size)
+queries, candidates = torch.randn(3000, 256), torch.randn(num_candidates, 256).half()
 if sys.argv[1] == "equal":
     candidates[1:] = candidates[0]
     candidates[0] *= -1
@@ -476,25 +605,41 @@ def read(name):
 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
 before = read("VmRSS")
 search = TopKSearch(queries, 50)
-for start in range(0, 20000, 5000):
-    search.add(candidates[start : start + 5000], start)
+for start in range(0, num_candidates, chunk_size):
+    search.add(candidates[start : start + chunk_size], start)
 search.result()
-print(f"[{read('VmHWM') - before}, {estimate_search_bytes(3000, 256, 50, 5000)}]")
+print(f"[{read('VmHWM') - before}, {estimate_search_bytes(3000, 256, 50, chunk_size)}]")
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("pool", ["noise", "equal"])
-def test_estimate_of_memory(pool):
+def measure_memory(pool, chunk_size):
+    """Return the most memory that a search in a new process took, and the estimate of it."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, pool],
+        [sys.executable, "-c", MEASURE, pool, str(chunk_size)],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[2],
     )
-    measured, estimated = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
+)
+
+
+@needs_proc
+@pytest.mark.parametrize("pool", ["noise", "equal"])
+def test_estimate_of_memory(pool):
+    measured, estimated = measure_memory(pool, 5000)
     assert measured / 1.5 < estimated < 2 * measured
+
+
+@needs_proc
+def test_bounds_of_some_tiles_take_no_more_memory():
+    measured, estimated = measure_memory("noise", 33000)
+    assert measured < estimated
 
 
 def test_estimate_does_not_know_the_pool():

@@ -18,14 +18,14 @@ from torch import Tensor
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.distributed import gather_rows, get_rank, get_world_size, wait_for_ranks
 from tracelib.models.engine import EngineOutput
-from tracelib.models.router import Gate
+from tracelib.models.gates import Gate
 from tracelib.module import RetrievalModule
 from tracelib.retrieval.evaluation import Thoughts
 from tracelib.retrieval.store import EmbeddingType, Row, build_row_type
 from tracelib.retrieval.stored_side import StoredSide
 from tracelib.types import CandidateBatch, QueryBatch
 
-EMBEDDING_VERSION = 1
+EMBEDDING_VERSION = 2
 """Raised whenever the same model and records give other embeddings, so that all are made again."""
 _PICTURE_LENGTH = 10_000_000
 """Longer than any text: records with pictures come after those without."""
@@ -73,7 +73,7 @@ def build_keys(
     candidate = {"side": "candidate", **shared}
     candidate["template"] = dataclasses.asdict(renderer.candidate_template)
     query = {"side": "query", **shared, "template": dataclasses.asdict(renderer.query_template)}
-    query["gate"] = {"name": gate.name, **vars(gate)}
+    query["gate"] = gate.describe()
     query["max_rationale_tokens"] = module.engine.max_rationale_tokens
     query["prompt_policy"] = data.prompt_policy
     if data.prompt_policy == "random":
@@ -107,7 +107,9 @@ class EmbeddingSession:
         embedding_type: EmbeddingType = "float32",
     ) -> None:
         found, hashes = data.evaluation_sets[split], data.reader.read_sources(split)
-        self.found, self.batch_size, self.store_dir = found, data.eval_batch_size, store_dir
+        self.found, self.store_dir = found, store_dir
+        self.query_batch_size = data.eval_batch_size * data.eval_window
+        self.candidate_batch_size = data.eval_batch_size
         query_sources = {column: list(hashes[column][:2]) for column in found.query_spans}
         pool_sources = {column: hashes[column][2] for column in found.pools}
         self.max_tokens = int(keys.query["max_rationale_tokens"])
@@ -133,19 +135,14 @@ class EmbeddingSession:
         """Return this rank's batches of queries and of candidates that are not stored."""
         found = self.found
         rank, world_size = get_rank(), get_world_size()
-        plans = [
-            side.plan_batches(
-                records.lengths + _PICTURE_LENGTH * records.has_image.astype(np.int64),
-                self.batch_size,
-                gather_rows(side.list_open_shards() if rank == 0 else []),
-                rank,
-                world_size,
-            )
-            for side, records in (
-                (self.queries, found.queries),
-                (self.candidates, found.candidates),
-            )
-        ]
+        plans = []
+        for batch_size, side, records in (
+            (self.query_batch_size, self.queries, found.queries),
+            (self.candidate_batch_size, self.candidates, found.candidates),
+        ):
+            lengths = records.lengths + _PICTURE_LENGTH * records.has_image.astype(np.int64)
+            open_shards = gather_rows(side.list_open_shards() if rank == 0 else [])
+            plans.append(side.plan_batches(lengths, batch_size, open_shards, rank, world_size))
         return plans[0], plans[1]
 
     def write_queries(self, batch: QueryBatch, output: EngineOutput) -> bool:
@@ -157,6 +154,7 @@ class EmbeddingSession:
             "embedding": output.embeddings.float().cpu().numpy(),
             "thinks": output.thinks.cpu().numpy(),
             "think_probability": output.think_probability.float().cpu().numpy(),
+            "emb_is_first": output.emb_is_first.cpu().numpy(),
             "is_forced": output.is_forced.cpu().numpy(),
             "num_tokens": np.array([len(ids) for ids in output.rationale_token_ids]),
             "token_ids": token_ids,
@@ -198,6 +196,7 @@ class EmbeddingSession:
         return Thoughts(
             thinks=torch.from_numpy(read("thinks")),
             think_probability=torch.from_numpy(read("think_probability")),
+            emb_is_first=torch.from_numpy(read("emb_is_first")),
             rationale_token_ids=[
                 ids[:n].tolist() for ids, n in zip(token_ids, read("num_tokens"), strict=True)
             ],

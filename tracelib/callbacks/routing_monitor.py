@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
 
 from tracelib.callbacks.retrieval_evaluation import get_latest_evaluation
 from tracelib.callbacks.stored_evaluation import Evaluation
-from tracelib.models.router import HeadGate
+from tracelib.models.gates import HeadGate
 from tracelib.module import RetrievalModule
 from tracelib.types import TrainBatch
 

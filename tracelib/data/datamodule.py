@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import lightning
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from tracelib.data.collator import ChatProcessor
@@ -21,9 +19,13 @@ from tracelib.data.datasets import (
     TrainDataset,
 )
 from tracelib.data.evaluation_set import EvaluationSet
+from tracelib.data.held_out import build_held_out_set, mark_held_out
 from tracelib.data.instructions import PromptPolicy
-from tracelib.data.mbeir import MBEIRReader, check_positives
-from tracelib.data.sampler import TaskBatchSampler, TaskMixing
+from tracelib.data.mbeir import DataError, MBEIRReader, check_positives
+from tracelib.data.query_table import QueryTable
+from tracelib.data.route_labels import RouteTargets, read_route_labels
+from tracelib.data.sampler import TaskBatchSampler, TaskMixing, describe_untrained_tasks
+from tracelib.data.tables import CandidateTable
 from tracelib.distributed import get_rank, get_world_size
 from tracelib.prompts import Template
 from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
@@ -45,7 +47,10 @@ class MBEIRDataModule(lightning.LightningDataModule):
         emb_token: The embedding token; linked to the model's.
         batch_size: Training queries per device and step. Accumulating gradients does not make it
             larger: in-batch negatives come from one step.
-        eval_batch_size: Queries or candidates per device and step of evaluation.
+        eval_batch_size: Queries or candidates that a device reads at once in evaluation.
+        eval_window: Batches of queries whose thoughts are written together in evaluation: a query
+            that is done makes room for one of the next batch. More is faster, and loses more
+            work when interrupted; at most 1,024 queries.
         rationale: What is written before the embedding token in training: `none`, `teacher`
             (target-blind) or `oracle`.
         num_hard_negatives: Hard negatives per training query.
@@ -63,6 +68,13 @@ class MBEIRDataModule(lightning.LightningDataModule):
             first, about as large as these files; null keeps them in `.tracelib` of the root.
         train_file: `separate` reads the train queries of each data set from its own file,
             `union_up` all from the one file in which M-BEIR repeats those of small data sets.
+        held_out: Share of the training queries that a fit leaves out, 0 .. 1, chosen by `seed` and
+            query id; `route-labels` judges the model on them.
+        route_labels: File that `route-labels` wrote: the router learns its labels, and nothing of
+            queries without one; null has it learn the annotated difficulty. Rationales stay as
+            annotated.
+        route_targets: Which labels of that file: `hard` 1 or 0, `soft` the probability that a query
+            should think.
 
     Raises:
         FileNotFoundError: `root` is no folder.
@@ -76,6 +88,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         emb_token: str = "<|emb|>",
         batch_size: int = 64,
         eval_batch_size: int = 64,
+        eval_window: int = 8,
         rationale: RationalePolicy = "teacher",
         num_hard_negatives: int = 0,
         task_mixing: TaskMixing = "mixed",
@@ -89,21 +102,33 @@ class MBEIRDataModule(lightning.LightningDataModule):
         seed: int = 0,
         cache_dir: Path | None = None,
         train_file: TrainFile = "separate",
+        held_out: float = 0.0,
+        route_labels: Path | None = None,
+        route_targets: RouteTargets = "hard",
     ) -> None:
         super().__init__()
-        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        for name, size in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("eval_window", eval_window),
+        ):
             if size < 1:
                 raise ValueError(f"{name} is {size}, must be at least 1 (data.{name})")
         if num_hard_negatives < 0:
             raise ValueError(f"num_hard_negatives is {num_hard_negatives}, must be >= 0 (data)")
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out is {held_out}, allowed 0 .. 1 without 1 (data.held_out)")
         if not Path(root).is_dir():
             raise FileNotFoundError(
                 f"data.root {str(root)!r} is no folder (make scenes writes data/scenes)"
             )
         self.root, self.batch_size, self.eval_batch_size = Path(root), batch_size, eval_batch_size
+        self.eval_window = eval_window
         self.rationale, self.num_hard_negatives = rationale, num_hard_negatives
         self.task_mixing, self.prompt_policy = task_mixing, prompt_policy
         self.num_workers, self.seed, self.train_file = num_workers, seed, train_file
+        self.held_out, self.route_labels = held_out, route_labels
+        self.route_targets: RouteTargets = route_targets
         self.reader = MBEIRReader(self.root, cache_dir)
         self.processor = ChatProcessor(backbone, emb_token, min_pixels, max_pixels)
         self.renderer = RecordRenderer(
@@ -121,24 +146,59 @@ class MBEIRDataModule(lightning.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the splits a stage needs."""
         if stage == "fit":
-            if self.train_file == "union_up":
-                queries = self.reader.read_union_up_queries("random", self.seed)
-            else:
-                queries = self.reader.read_queries("train", None, "random", self.seed)
-            pool = self.reader.read_union_pool("train")
-            check_positives(queries, pool, self.root, self.num_hard_negatives)
-            self.train_dataset = TrainDataset(
-                queries, pool, self.renderer, self.rationale, self.num_hard_negatives
-            )
-            if self.task_mixing == "one_task_per_batch":
-                global_batch_size = self.batch_size * get_world_size()
-                if note := describe_untrained_tasks(queries.task_ids, global_batch_size):
-                    rank_zero_info(note)
+            self._set_up_training()
         split = "val" if stage in ("fit", "validate") else "test"
         if split not in self.evaluation_sets:
             self.evaluation_sets[split] = self.reader.read_evaluation_set(
                 split, self.prompt_policy, self.seed
             )
+
+    def _set_up_training(self) -> None:
+        queries, pool = self._read_training_records()
+        labels = None
+        if self.route_labels is not None:
+            labels = read_route_labels(self.route_labels, queries, self.route_targets)
+        if self.held_out:
+            is_trained = ~mark_held_out(queries.ids, self.held_out, self.seed)
+            queries = queries.select(is_trained)
+            labels = None if labels is None else labels[is_trained]
+        if labels is not None and not (labels >= 0).any():
+            raise DataError(
+                f"{self.route_labels} has no label for any of the {len(queries)} queries that are "
+                f"trained on (data.route_labels); data.held_out is {self.held_out}: at 0 no query "
+                "is left out"
+            )
+        self.train_dataset = TrainDataset(
+            queries,
+            pool,
+            self.renderer,
+            self.rationale,
+            self.num_hard_negatives,
+            route_labels=labels,
+        )
+        if self.task_mixing == "one_task_per_batch":
+            global_batch_size = self.batch_size * get_world_size()
+            if note := describe_untrained_tasks(queries.task_ids, global_batch_size):
+                rank_zero_info(note)
+
+    def _read_training_records(self) -> tuple[QueryTable, CandidateTable]:
+        """Read all training queries, those that are held out included, and their pool."""
+        if self.train_file == "union_up":
+            queries = self.reader.read_union_up_queries("random", self.seed)
+        else:
+            queries = self.reader.read_queries("train", None, "random", self.seed)
+        pool = self.reader.read_union_pool("train")
+        check_positives(queries, pool, self.root, self.num_hard_negatives)
+        return queries, pool
+
+    def set_up_held_out(self) -> None:
+        """Read the queries that a fit leaves out, and their pool, as the evaluation set `train`.
+
+        Raises:
+            ValueError: There is none.
+        """
+        records = self._read_training_records()
+        self.evaluation_sets["train"] = build_held_out_set(*records, self.held_out, self.seed)
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """Return the training batches of the trainer's current epoch.
@@ -194,7 +254,9 @@ class MBEIRDataModule(lightning.LightningDataModule):
         """
         found = self.evaluation_sets[split]
         return [
-            self._build_loader(QueryDataset(found.queries, self.renderer), query_batches),
+            self._build_loader(
+                QueryDataset(found.queries, self.renderer, self.eval_batch_size), query_batches
+            ),
             self._build_loader(
                 CandidateDataset(found.candidates, self.renderer), candidate_batches
             ),
@@ -204,17 +266,3 @@ class MBEIRDataModule(lightning.LightningDataModule):
         self, dataset: Dataset[_Batch], batches: list[list[int]]
     ) -> DataLoader[_Batch]:
         return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.num_workers)
-
-
-def describe_untrained_tasks(task_ids: NDArray[np.int8], global_batch_size: int) -> str:
-    """Return a sentence on tasks that fill no global batch of their own, or "".
-
-    >>> describe_untrained_tasks(np.array([0, 0, 3], np.int8), 2)
-    'tasks of fewer than 2 train queries are never trained (data.task_mixing): task 3 (1)'
-    """
-    found, counts = np.unique(task_ids, return_counts=True)
-    small = counts < global_batch_size
-    pairs = zip(found[small].tolist(), counts[small].tolist(), strict=True)
-    names = ", ".join(f"task {task_id} ({count})" for task_id, count in pairs)
-    limit = f"tasks of fewer than {global_batch_size} train queries"
-    return f"{limit} are never trained (data.task_mixing): {names}" if names else ""

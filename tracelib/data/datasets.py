@@ -6,18 +6,20 @@ shares one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from tracelib.data.collator import ChatProcessor, Turn
-from tracelib.data.formats import SOURCES
 from tracelib.data.images import ImageError, load_image
 from tracelib.data.query_table import QueryTable
+from tracelib.data.rationales import SOURCES
 from tracelib.data.records import MAX_CANDIDATE_NUMBER, MAX_QUERY_NUMBER, decode_id, encode_id
 from tracelib.data.tables import CandidateTable
 from tracelib.prompts import Messages, Template
@@ -105,6 +107,8 @@ class TrainDataset(Dataset[TrainBatch]):
         num_hard_negatives: Hard negatives per query, taken in the listed order.
         num_length_chunks: Parts of similar length the query side is encoded in; changes speed, not
             the loss.
+        route_labels: `[Q]` what the router learns of each query, -1 for nothing; None takes the
+            annotated difficulty.
 
     Raises:
         ValueError: `teacher` is asked for and a rationale has seen its target, or no query has a
@@ -119,9 +123,12 @@ class TrainDataset(Dataset[TrainBatch]):
         rationale: RationalePolicy,
         num_hard_negatives: int = 0,
         num_length_chunks: int = 2,
+        route_labels: NDArray[Any] | None = None,
     ) -> None:
         self.queries, self.pool, self.renderer, self.rationale = queries, pool, renderer, rationale
         self.num_hard_negatives, self.num_length_chunks = num_hard_negatives, num_length_chunks
+        annotated = queries.difficulty.astype(np.int64)
+        self.route_labels = annotated if route_labels is None else route_labels
         leaks = np.flatnonzero(queries.rationale_sources == SOURCES.index("oracle"))
         if rationale == "teacher" and len(leaks):
             first = decode_id(int(queries.ids[leaks[0]]), MAX_QUERY_NUMBER)
@@ -138,7 +145,11 @@ class TrainDataset(Dataset[TrainBatch]):
         return len(self.queries)
 
     def __getitem__(self, indices: list[int]) -> TrainBatch:
-        rows = sorted(self.queries.take(indices), key=self._estimate_length)
+        taken = sorted(
+            zip(self.queries.take(indices), indices, strict=True),
+            key=lambda pair: self._estimate_length(pair[0]),
+        )
+        rows = [query for query, _ in taken]
         turns = [self.renderer.render_query(q, self._choose_rationale(q)) for q in rows]
         names = [q.positive_ids[0] for q in rows]
         names += [i for q in rows for i in q.negative_ids[: self.num_hard_negatives]]
@@ -151,7 +162,7 @@ class TrainDataset(Dataset[TrainBatch]):
             query=[processor(turns[i : i + size]) for i in range(0, len(turns), size)],
             candidate=processor([self.renderer.render_candidate(c) for c in candidates]),
             task_ids=torch.tensor([q.task_id for q in rows]),
-            difficulty=torch.tensor([-1 if q.difficulty is None else q.difficulty for q in rows]),
+            difficulty=torch.from_numpy(self.route_labels[[place for _, place in taken]]),
             positive_ids=torch.tensor(
                 [
                     [encode_id(name, MAX_CANDIDATE_NUMBER) for name in q.positive_ids]
@@ -171,20 +182,37 @@ class TrainDataset(Dataset[TrainBatch]):
 
 
 class QueryDataset(Dataset[QueryBatch]):
-    """Prompts of an evaluation set's queries."""
+    """Prompts of an evaluation set's queries.
 
-    def __init__(self, queries: QueryTable, renderer: RecordRenderer) -> None:
-        self.queries, self.renderer = queries, renderer
+    Args:
+        queries: The queries.
+        renderer: Turns them into prompts.
+        part_size: Most prompts that are read at once.
+    """
+
+    def __init__(self, queries: QueryTable, renderer: RecordRenderer, part_size: int) -> None:
+        self.queries, self.renderer, self.part_size = queries, renderer, part_size
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def __getitem__(self, indices: list[int]) -> QueryBatch:
         rows = self.queries.take(indices)
-        inputs: EncoderInput = self.renderer.processor(
-            [self.renderer.render_prompt(q) for q in rows], "left"
+        return QueryBatch(
+            render_prompts(rows, self.renderer, self.part_size),
+            torch.tensor([q.task_id for q in rows]),
+            torch.from_numpy(self.queries.ids[indices]),
+            torch.tensor(indices),
         )
-        return QueryBatch(inputs, torch.tensor([q.task_id for q in rows]), torch.tensor(indices))
+
+
+def render_prompts(
+    queries: Sequence[Query], renderer: RecordRenderer, part_size: int
+) -> list[EncoderInput]:
+    """Return left-padded prompts of queries, in parts of one size, which is at most `part_size`."""
+    turns = [renderer.render_prompt(query) for query in queries]
+    parts = np.array_split(np.arange(len(turns)), -(-len(turns) // part_size))
+    return [renderer.processor([turns[i] for i in part], "left") for part in parts]
 
 
 class CandidateDataset(Dataset[CandidateBatch]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from datasets import Features, List, Value
 
 from tracelib.data.conversion import TableFormat
 from tracelib.data.jsonl import Row, parse_row
-from tracelib.data.rationales import parse_rationale
+from tracelib.data.rationales import SOURCES, parse_rationale
 from tracelib.data.records import (
     MAX_CANDIDATE_NUMBER,
     MAX_QUERY_NUMBER,
@@ -25,8 +25,6 @@ from tracelib.data.records import (
 
 MODALITIES = ("text", "image", "image,text")
 """The column `modality` holds a place in this."""
-SOURCES: tuple[Literal["teacher", "oracle"], ...] = ("teacher", "oracle")
-"""The column `source` of rationales holds a place in this."""
 
 
 def build_query_format(file_task: int | None, repeats_ids: bool = False) -> TableFormat:

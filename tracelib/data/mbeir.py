@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -176,9 +177,19 @@ class MBEIRReader:
     def read_sources(self, split: str) -> dict[str, tuple[str, str, str]]:
         """Return the SHA-256 of each column's query file, of the prompts, and of its local pool.
 
+        The train split counts as one column `train`: all its files, the prompts, its union pool.
+
         Raises:
             DataError: A file is missing.
         """
+        if split == "train":
+            files = self.file_hashes(split)
+            digest = hashlib.sha256(repr(files).encode()).hexdigest()
+            instructions, union_pool = (
+                files[path.relative_to(self.root).as_posix()]
+                for path in (self._layout.instructions, self._layout.union_pool(split))
+            )
+            return {split: (digest, instructions, union_pool)}
         sources = {}
         for column in self.columns(split):
             query, pool = self._layout.query(column, split), self._layout.find_pool(column, split)
@@ -192,6 +203,8 @@ class MBEIRReader:
     def file_hashes(self, split: str) -> dict[str, str]:
         """Return the SHA-256 of prompts and of each query, pool and qrels file, by relative path.
 
+        That of the up-sampled train queries too, where it is.
+
         Raises:
             DataError: There is no query file of the split.
         """
@@ -199,6 +212,7 @@ class MBEIRReader:
         for stem in self._layout.find_stems(split):
             paths |= {self._layout.query(stem, split), self._layout.qrels(stem, split)}
             paths |= set() if split == "train" else {self._layout.find_pool(stem, split)}
+        paths |= {self._layout.union_up_queries} if split == "train" else set()
         return {
             path.relative_to(self.root).as_posix(): hash_source(path, self._find_cache(path))
             for path in sorted(path for path in paths if path.exists())

@@ -32,6 +32,7 @@ class QueryFile:
         qrels: Their positives; None takes those of the rows.
         rationales: Rationale rows, by query id.
         task_id: Keep the queries of this task only; None keeps all.
+        kept_rows: Keep these rows only, in rising order; None keeps all.
     """
 
     table: ArrowTable
@@ -39,10 +40,11 @@ class QueryFile:
     qrels: QrelsTable | None
     rationales: RationaleTable
     task_id: int | None = None
+    kept_rows: Ints | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.table, self.dataset, self.qrels, self.rationales, self.task_id)
-        return QueryFile, fields
+        joined = (self.table, self.dataset, self.qrels, self.rationales)
+        return QueryFile, (*joined, self.task_id, self.kept_rows)
 
     @cached_property
     def ids(self) -> Ints:

@@ -6,6 +6,7 @@ Shapes: Q queries of the table, R rows of a file, N queries asked for, P ids of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -95,12 +96,12 @@ class QueryTable(RecordTable[Query]):
 
     @cached_property
     def difficulty(self) -> NDArray[np.int8]:
-        """`[Q]` 1 where a query needs thought, 0 where not, -1 where nobody said."""
+        """`[Q]` 1 where a query needs thought, 0 where not, -1 elsewhere."""
         return self._look_up([file.rationales.difficulty for file in self.files])
 
     @cached_property
     def rationale_sources(self) -> NDArray[np.int8]:
-        """`[Q]` 0 where a teacher wrote a thought, 1 where an oracle did, -1 without a thought."""
+        """`[Q]` place of each thought's writer in `SOURCES`, -1 without a thought."""
         return self._look_up([file.rationales.sources for file in self.files])
 
     @cached_property
@@ -119,6 +120,18 @@ class QueryTable(RecordTable[Query]):
                 for file, rows in zip(self.files, self._rows, strict=True)
             ]
         )
+
+    def select(self, is_kept: NDArray[np.bool_]) -> QueryTable:
+        """Return the table of the queries that `is_kept` `[Q]` marks, in the same order.
+
+        A query that comes with each of its prompts is kept with all or none of them.
+        """
+        rows = [
+            np.unique(rows[is_kept[span.start : span.stop]])
+            for rows, span in zip(self._rows, self.spans, strict=True)
+        ]
+        files = [replace(file, kept_rows=kept) for file, kept in zip(self.files, rows, strict=True)]
+        return QueryTable(self.split, files, self.instructions)
 
     def _join(self, columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Return the values of all queries from a column `[R]` of each file."""
@@ -176,7 +189,7 @@ class QueryTable(RecordTable[Query]):
                     instruction,
                     positive_ids,
                     found.rationale if found else None,
-                    found.difficulty if found else None,
+                    found.difficulty if found and found.difficulty >= 0 else None,
                     tuple([name for name in negative_ids if name not in positive_ids]),
                     prompt_number,
                 )
@@ -186,7 +199,7 @@ class QueryTable(RecordTable[Query]):
 
 def _select_rows(file: QueryFile, instructions: InstructionTable) -> tuple[Ints, NDArray[np.int8]]:
     """Return the row and the prompt number of each query that a file gives."""
-    rows = np.arange(len(file.table))
+    rows = np.arange(len(file.table)) if file.kept_rows is None else file.kept_rows
     if file.task_id is not None:
         rows = rows[file.task_ids == file.task_id]
     pairs = np.stack([file.ids[rows] // MAX_QUERY_NUMBER, file.task_ids[rows]])

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 TaskMixing = Literal["mixed", "one_task_per_batch"]
@@ -71,3 +73,17 @@ class TaskBatchSampler(Sampler[list[int]]):
         start = self.rank * self.batch_size
         for batch in batches:
             yield batch[start : start + self.batch_size]
+
+
+def describe_untrained_tasks(task_ids: NDArray[np.int8], global_batch_size: int) -> str:
+    """Return a sentence on tasks that fill no global batch of their own, or "".
+
+    >>> describe_untrained_tasks(np.array([0, 0, 3], np.int8), 2)
+    'tasks of fewer than 2 train queries are never trained (data.task_mixing): task 3 (1)'
+    """
+    found, counts = np.unique(task_ids, return_counts=True)
+    small = counts < global_batch_size
+    pairs = zip(found[small].tolist(), counts[small].tolist(), strict=True)
+    names = ", ".join(f"task {task_id} ({count})" for task_id, count in pairs)
+    limit = f"tasks of fewer than {global_batch_size} train queries"
+    return f"{limit} are never trained (data.task_mixing): {names}" if names else ""

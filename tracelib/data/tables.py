@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelib.data.arrow import ArrowTable
-from tracelib.data.formats import MODALITIES, SOURCES
-from tracelib.data.rationales import RationaleRow
+from tracelib.data.formats import MODALITIES
+from tracelib.data.rationales import SOURCES, RationaleRow
 from tracelib.data.records import (
     MAX_CANDIDATE_NUMBER,
     MAX_QUERY_NUMBER,
@@ -188,14 +188,16 @@ class RationaleTable(_FileTable[RationaleRow]):
 
     @cached_property
     def difficulty(self) -> NDArray[np.int8]:
-        """`[R]` 1 where a query needs thought, 0 where not."""
+        """`[R]` 1 where a query needs thought, 0 where not, -1 where it does not matter."""
         return self._read_numbers("difficulty", np.int8)
 
     @cached_property
     def sources(self) -> NDArray[np.int8]:
-        """`[R]` 0 for a thought of a teacher, 1 for that of an oracle, -1 where there is none."""
+        """`[R]` place of each thought's writer in `SOURCES`, -1 where there is none."""
         sources = self._read_numbers("source", np.int8)
-        has_thought = [table.read_column("answer").is_valid().to_numpy() for table in self.tables]
+        has_thought = [
+            table.read_column("reasoning").is_valid().to_numpy() for table in self.tables
+        ]
         return np.where(np.concatenate([np.empty(0, bool), *has_thought]), sources, np.int8(-1))
 
     def describe_place(self, place: int) -> str:

@@ -17,7 +17,7 @@ def compute_router_loss(
 
     Args:
         logits: `[B]` log-odds that the query needs thought.
-        difficulty: `[B]` 1 when it does, 0 when not, -1 when nobody said.
+        difficulty: `[B]` 1 when it does, 0 when not, a probability in between, -1 when nobody said.
         num_known: Divisor; None counts the known ones. Under DDP pass the mean count per rank,
             which averages over the global batch.
 
@@ -25,17 +25,19 @@ def compute_router_loss(
         A float32 scalar, 0 when no difficulty is known (its gradient is 0 too).
 
     Raises:
-        ValueError: Shapes differ, or a difficulty is not -1, 0 or 1.
+        ValueError: Shapes differ, or a difficulty is neither -1 nor in 0 .. 1.
     """
     if logits.ndim != 1 or logits.shape != difficulty.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)}, difficulty {tuple(difficulty.shape)}; expected [B] both"
         )
-    bad = ((difficulty != -1) & (difficulty != 0) & (difficulty != 1)).nonzero()
+    known = (difficulty >= 0) & (difficulty <= 1)
+    bad = (~known & (difficulty != -1)).nonzero()
     if len(bad):
         row = int(bad[0])
-        raise ValueError(f"difficulty of row {row} is {difficulty[row].item()}; allowed -1, 0, 1")
-    known = difficulty >= 0
+        raise ValueError(
+            f"difficulty of row {row} is {difficulty[row].item()}; allowed -1 and 0 .. 1"
+        )
     total = functional.binary_cross_entropy_with_logits(
         logits[known].float(), difficulty[known].float(), reduction="sum"
     )

@@ -13,11 +13,13 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tracelib.data.datasets import RecordRenderer
+from tracelib.data.datasets import RecordRenderer, render_prompts
 from tracelib.data.mmeb.reader import MMEBSubset
-from tracelib.models.router import Gate
+from tracelib.models.gates import Gate
 from tracelib.module import RetrievalModule
 from tracelib.types import Candidate, CandidateBatch, Query, QueryBatch
+
+_WINDOW = 8  # batches of queries whose thoughts are written together
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class MMEBEncoder:
     def _embed_candidates(
         self, subset: MMEBSubset, embedded: EmbeddedSubset, progress: Progress
     ) -> None:
-        loader = self._build_loader(subset.candidates, _collate_candidates)
+        loader = self._build_loader(subset.candidates, self.batch_size, _collate_candidates)
         task = progress.add_task(f"{subset.name}: candidates", total=len(loader))
         for batch in loader:
             batch.inputs = batch.inputs.to(self.module.device)
@@ -68,15 +70,14 @@ class MMEBEncoder:
     def _embed_queries(
         self, subset: MMEBSubset, embedded: EmbeddedSubset, progress: Progress
     ) -> None:
-        loader = self._build_loader(subset.queries, _collate_queries)
+        collate = partial(_collate_queries, part_size=self.batch_size)
+        loader = self._build_loader(subset.queries, _WINDOW * self.batch_size, collate)
         task = progress.add_task(f"{subset.name}: queries", total=len(loader))
         for batch in loader:
-            batch.inputs = batch.inputs.to(self.module.device)
-            batch.task_ids = batch.task_ids.to(self.module.device)
             output = self.module.embed_queries(batch, self.gate)
-            embedded.queries[batch.indices] = output.embeddings.cpu()
-            embedded.thinks[batch.indices] = output.thinks.cpu()
-            embedded.is_forced[batch.indices] = output.is_forced.cpu()
+            embedded.queries[batch.indices] = output.embeddings
+            embedded.thinks[batch.indices] = output.thinks
+            embedded.is_forced[batch.indices] = output.is_forced
             for place, ids in zip(batch.indices.tolist(), output.rationale_token_ids, strict=True):
                 embedded.rationale_token_ids[place] = ids
             progress.advance(task)
@@ -85,11 +86,12 @@ class MMEBEncoder:
     def _build_loader(
         self,
         records: Sequence[Query] | Sequence[Candidate],
+        batch_size: int,
         collate: Callable[[Any, RecordRenderer, list[int]], Any],
     ) -> DataLoader[Any]:
         lengths = [(record.image_path is not None, len(record.text)) for record in records]
         order = sorted(range(len(records)), key=lambda i: (lengths[i], i))
-        edges = [*range(0, len(order), self.batch_size), len(order)]
+        edges = [*range(0, len(order), batch_size), len(order)]
         return DataLoader(
             range(len(records)),  # type: ignore[arg-type]
             batch_sampler=[order[start:stop] for start, stop in pairwise(edges)],
@@ -125,9 +127,12 @@ def _collate_candidates(
 
 
 def _collate_queries(
-    queries: Sequence[Query], renderer: RecordRenderer, places: list[int]
+    queries: Sequence[Query], renderer: RecordRenderer, places: list[int], part_size: int
 ) -> QueryBatch:
-    inputs = renderer.processor([renderer.render_prompt(queries[i]) for i in places], "left")
+    rows = [queries[i] for i in places]
     return QueryBatch(
-        inputs, torch.tensor([queries[i].task_id for i in places]), torch.tensor(places)
+        render_prompts(rows, renderer, part_size),
+        torch.tensor([query.task_id for query in rows]),
+        torch.tensor(places),
+        torch.tensor(places),
     )

@@ -26,7 +26,7 @@ from tracelib.data.table_cache import hash_file
 from tracelib.metrics.accuracy import GoldAccuracy, GoldComparison, compare_gold
 from tracelib.mmeb.embedding import EmbeddedSubset, MMEBEncoder
 from tracelib.mmeb.table import build_mmeb_table, build_subset_table, mean_over_groups
-from tracelib.models.router import Gate, HeadGate
+from tracelib.models.gates import Gate, HeadGate
 from tracelib.recipe import find_runs, load_run
 from tracelib.retrieval.own_candidates import score_own_candidates
 from tracelib.retrieval.runs import ResultRow, collect_provenance, write_results
@@ -124,7 +124,7 @@ def _load(
     provenance = {
         "weights": module.compute_fingerprint(),
         "recipe": hashlib.sha256(settings.encode()).hexdigest(),
-        "gate": {"name": gate.name, **vars(gate)},
+        "gate": gate.describe(),
         "dtype": str(module.encoder.dtype),
         "format_version": FORMAT_VERSION,
     }

@@ -104,6 +104,11 @@ class Encoder(nn.Module):
         """Type of the weights."""
         return self._causal_lm.model.dtype  # type: ignore[no-any-return]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._causal_lm.model.device  # type: ignore[no-any-return]
+
     def merge_lora(self) -> None:
         """Fold the LoRA updates into the weights: faster, equal up to rounding, and no way back."""
         if isinstance(self.model, PeftModel):

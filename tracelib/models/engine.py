@@ -1,39 +1,54 @@
 """Gate-first inference: one prefill answers every easy query, and only the thinking ones decode.
 
 The state that predicts the first token is at once the direct embedding, the implicit gate and the
-router's input, so the gate costs nothing. Thinking rows go on in a smaller batch that shrinks as
-rows reach the embedding token. Shapes: B queries, A queries still thinking, T tokens, D dimensions,
-V vocabulary.
+router's input, so the gate costs nothing. Thinking rows of all parts of a batch share one decode
+batch: a row leaves with its embedding token and one that waits takes its slot, so that no row waits
+for the slowest. Shapes: B queries (or samples), P queries of a part, A queries being decoded,
+T tokens, D dimensions, V vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tracelib.models.decode_cache import DecodeCache
 from tracelib.models.encoder import Encoder
-from tracelib.models.router import DifficultyRouter, Gate, GateFeatures
+from tracelib.models.gates import Gate, GateFeatures
+from tracelib.models.router import DifficultyRouter
+from tracelib.models.sampling import Sampling
 from tracelib.types import EncoderInput
+
+_REFILL_SHARE = (
+    1 / 16
+)  # of all slots: so many are filled at once, since filling has a cost of its own
 
 
 @dataclass
 class EngineOutput:
-    """What became of a batch of queries.
+    """What became of a batch of queries, in host memory.
 
     Args:
         embeddings: `[B, D]` states at the read position, float32, not normalised.
+        direct_embeddings: `[B, D]` states after the prompt, which a query that does not think is
+            embedded by where the read offset is -1.
         thinks: `[B]` whether the gate had the query think.
-        think_probability: `[B]` the router's probability; NaN without a router.
+        think_probability: `[B]` the router's probability, not calibrated; NaN without a router.
+        emb_is_first: `[B]` whether the embedding token was the most likely first token.
         rationale_token_ids: What each query wrote before its embedding token; empty for a bypass.
         is_forced: `[B]` whether the limit was reached and the embedding token appended.
     """
 
     embeddings: Tensor
+    direct_embeddings: Tensor
     thinks: Tensor
     think_probability: Tensor
+    emb_is_first: Tensor
     rationale_token_ids: list[list[int]]
     is_forced: Tensor
 
@@ -46,130 +61,312 @@ class ReasoningEngine:
         router: The head behind `think_probability`, or None.
         max_rationale_tokens: Longest thought; then the embedding token is appended and the row
             marked as forced.
+        decode_batch_size: Most queries that think at the same time. More are faster until memory
+            or arithmetic is exhausted; the result does not depend on it.
 
     Raises:
-        ValueError: `max_rationale_tokens` is less than 1.
+        ValueError: A size is less than 1.
     """
 
     def __init__(
-        self, encoder: Encoder, router: DifficultyRouter | None, max_rationale_tokens: int
+        self,
+        encoder: Encoder,
+        router: DifficultyRouter | None,
+        max_rationale_tokens: int,
+        decode_batch_size: int = 128,
     ) -> None:
-        if max_rationale_tokens < 1:
-            raise ValueError(f"max_rationale_tokens is {max_rationale_tokens}, must be at least 1")
+        for name, size in (
+            ("max_rationale_tokens", max_rationale_tokens),
+            ("decode_batch_size", decode_batch_size),
+        ):
+            if size < 1:
+                raise ValueError(f"{name} is {size}, must be at least 1 (model.{name})")
         self.encoder, self.router = encoder, router
         self.max_rationale_tokens = max_rationale_tokens
+        self.decode_batch_size = decode_batch_size
 
     @torch.no_grad()
-    def embed_queries(self, prompts: EncoderInput, gate: Gate, task_prior: Tensor) -> EngineOutput:
-        """Embed left-padded prompts.
+    def embed_queries(
+        self,
+        prompts: Sequence[EncoderInput],
+        gate: Gate,
+        task_prior: Tensor,
+        query_ids: Tensor,
+        sampling: Sampling | None = None,
+    ) -> EngineOutput:
+        """Embed prompts.
 
         Args:
-            prompts: Prompts up to the generation prompt, padded on the left.
+            prompts: Prompts up to the generation prompt, in parts that are read at once, best of
+                similar length; padded on either side, in host memory or on the model's device.
             gate: Decides which rows think.
             task_prior: `[B]` share of hard training queries of each row's task.
+            query_ids: `[B]` int64 numbers of the queries, over all parts.
+            sampling: How tokens are drawn; None writes the most likely ones. With several samples,
+                B of the output is the queries times the samples, query by query.
 
         Raises:
-            ValueError: The prompts are not padded on the left.
+            ValueError: The lengths of the arguments differ.
         """
-        if not bool(prompts.attention_mask[:, -1].all()):
-            raise ValueError("prompts must be padded on the left")
+        sizes = [len(part.input_ids) for part in prompts]
+        if not sum(sizes) == len(task_prior) == len(query_ids):
+            raise ValueError(
+                f"{sum(sizes)} prompts, {len(task_prior)} task priors, {len(query_ids)} query ids"
+            )
+        sampling = sampling or Sampling()
+        batch = _Batch(self, sum(sizes) * sampling.num_samples, sampling)
+        first = 0
+        for part, size in zip(prompts, sizes, strict=True):
+            rows = slice(first, first + size)
+            device = self.encoder.device
+            batch.start(
+                self._read(
+                    part.to(device), gate, task_prior[rows].to(device), query_ids[rows].to(device)
+                ),
+                first,
+            )
+            batch.decode(is_last=first + size == sum(sizes))
+            first += size
+        return batch.finish(self.encoder.hidden_size)
+
+    def _read(
+        self, prompts: EncoderInput, gate: Gate, task_prior: Tensor, query_ids: Tensor
+    ) -> _Prefill:
+        """Read the prompts of a part and ask the gate."""
         cache = DynamicCache()
         positions, deltas = self.encoder.compute_positions(prompts)
-        states = self.encoder.run_backbone(prompts, positions, cache)[:, -1]
+        mask = prompts.attention_mask
+        hidden = self.encoder.run_backbone(prompts, positions, cache)
+        last = mask.shape[1] - 1 - mask.flip(-1).argmax(-1)
+        states = hidden[torch.arange(len(hidden), device=hidden.device), last]
         logits = self.encoder.predict_tokens(states)
+        if self.router is None:
+            probability = torch.full((len(states),), torch.nan, device=states.device)
+        else:
+            probability = torch.sigmoid(self.router(states))
         features = GateFeatures(
             emb_is_first=logits.argmax(-1) == self.encoder.emb_token_id,
-            think_probability=self._compute_think_probability(states),
+            think_probability=probability,
             task_prior=task_prior,
+            query_ids=query_ids,
         )
-        thinks = gate.decide(features)
-        output = EngineOutput(
-            embeddings=states.float(),
-            thinks=thinks,
-            think_probability=features.think_probability,
-            rationale_token_ids=[[] for _ in range(len(thinks))],
-            is_forced=torch.zeros_like(thinks),
+        next_positions = (mask.sum(-1, keepdim=True) + deltas).to(positions.dtype)
+        return _Prefill(
+            cache, mask, next_positions, states, logits, features, gate.decide(features)
         )
-        # A thinking row writes at least one token, also where the model would have answered at
-        # once.
-        tokens = logits.index_fill(
-            -1, torch.tensor([self.encoder.emb_token_id], device=logits.device), -torch.inf
-        ).argmax(-1)
-        tokens = torch.where(thinks, tokens, self.encoder.emb_token_id)
-        rows = torch.arange(len(thinks), device=thinks.device)
+
+
+@dataclass(frozen=True)
+class _Prefill:
+    """A part of the prompts, read.
+
+    Args:
+        cache: Keys and values.
+        mask: `[P, T]` 1 on tokens.
+        positions: `[P, 1]` rotary position of the next token.
+        states: `[P, D]` states that predict it.
+        logits: `[P, V]` its logits.
+        features: What the gate saw.
+        thinks: `[P]` what it decided.
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    positions: Tensor
+    states: Tensor
+    logits: Tensor
+    features: GateFeatures
+    thinks: Tensor
+
+
+@dataclass
+class _Rows:
+    """Rows that are decoded, or wait to be.
+
+    Args:
+        places: `[A]` their places in the output.
+        tokens: `[A, 1]` the next token to read.
+        positions: `[A, 1]` its rotary position.
+        written: `[A]` tokens of the thought so far, that one included.
+        history: `[A, max_rationale_tokens]` these tokens.
+        uniforms: `[A, max_rationale_tokens + 1]` the random numbers that draw the tokens.
+    """
+
+    places: Tensor
+    tokens: Tensor
+    positions: Tensor
+    written: Tensor
+    history: Tensor
+    uniforms: Tensor
+
+    def select(self, rows: Tensor) -> _Rows:
+        """Return some rows."""
+        rows = rows.to(self.places.device)
+        return _Rows(*(value.index_select(0, rows) for value in vars(self).values()))
+
+    def join(self, other: _Rows) -> _Rows:
+        """Return these rows and then the others."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Rows(*(torch.cat(pair) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Rows of a part that have no slot yet.
+
+    Args:
+        cache: Keys and values of the part's queries that go on.
+        mask: `[N, T]` 1 on their tokens.
+        sources: `[A]` each row's query among them, on the CPU.
+        rows: The rows.
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    sources: Tensor
+    rows: _Rows
+
+    def split(self, num_rows: int) -> tuple[_Waiting, _Waiting | None]:
+        """Return the first rows, and what is left if anything is."""
+        order = torch.arange(len(self.sources))
+        parts = [
+            dataclasses.replace(self, sources=self.sources[some], rows=self.rows.select(some))
+            for some in (order[:num_rows], order[num_rows:])
+        ]
+        return parts[0], parts[1] if len(parts[1].sources) else None
+
+
+class _Batch:
+    """One call's rows: those that wait, those in the decode batch, and what became of the rest."""
+
+    def __init__(self, engine: ReasoningEngine, num_rows: int, sampling: Sampling) -> None:
+        self.encoder, self.sampling = engine.encoder, sampling
+        self.limit, self.num_slots = engine.max_rationale_tokens, engine.decode_batch_size
+        self.cache = DecodeCache(self.num_slots)
+        self.active: _Rows | None = None
+        self.waiting: _Waiting | None = None
+        self.done: list[tuple[Tensor, Tensor]] = []
+        self.direct: list[Tensor] = []
+        self.features: list[GateFeatures] = []
+        self.thinks: list[Tensor] = []
+        self.rationales: list[list[int]] = [[] for _ in range(num_rows)]
+        self.is_forced = torch.zeros(num_rows, dtype=torch.bool)
+
+    def start(self, part: _Prefill, first: int) -> None:
+        """Take in a part, whose first query is `first`: what need not be decoded is done."""
+        emb, samples = self.encoder.emb_token_id, self.sampling.num_samples
+        copies = torch.arange(len(part.thinks), device=part.thinks.device)
+        copies = copies.repeat_interleave(samples)
+        places = torch.arange(len(copies), device=copies.device) + first * samples
+        states, thinks = part.states[copies].float(), part.thinks[copies]
+        self.direct.append(states.cpu())
+        self.thinks.append(thinks.cpu())
+        values = vars(part.features).items()
+        self.features.append(GateFeatures(**{name: v[copies].cpu() for name, v in values}))
         if self.encoder.read_offset == -1:
-            rows = rows[thinks]
-        if len(rows):
-            cache.batch_select_indices(rows)
-            mask = prompts.attention_mask[rows]
-            next_positions = (mask.sum(-1, keepdim=True) + deltas[rows]).to(positions.dtype)
-            self._decode(output, cache, rows, tokens[rows], mask, next_positions)
-        return output
+            self.done.append((places[~thinks].cpu(), states[~thinks].cpu()))
+            going = thinks.nonzero().flatten()
+        else:  # the embedding token has to be read by all
+            going = torch.arange(len(copies), device=copies.device)
+        if not len(going):
+            return
+        uniforms = self.sampling.draw_uniforms(
+            part.features.query_ids, self.limit + 1, part.logits.device
+        )[going]
+        # a thinking row writes at least one token, also where the model would have answered at once
+        logits = part.logits[copies[going]].index_fill(
+            -1, torch.tensor([emb], device=copies.device), -torch.inf
+        )
+        tokens = torch.where(thinks[going], self.sampling.choose(logits, uniforms[:, 0]), emb)
+        written = thinks[going].long()
+        history = tokens.new_zeros(len(going), self.limit)
+        history[:, 0] = tokens * written
+        rows = _Rows(
+            places[going],
+            tokens[:, None],
+            part.positions[copies[going]],
+            written,
+            history,
+            uniforms,
+        )
+        # the cache keeps no row that answered
+        owners, sources = torch.unique(copies[going], return_inverse=True)
+        if len(owners) < len(part.thinks):
+            part.cache.batch_select_indices(owners)
+        self.waiting = _Waiting(part.cache, part.mask[owners], sources.cpu(), rows)
 
-    def _compute_think_probability(self, states: Tensor) -> Tensor:
-        if self.router is None:
-            return torch.full((len(states),), torch.nan, device=states.device)
-        return torch.sigmoid(self.router(states))
+    def decode(self, is_last: bool) -> None:
+        """Write tokens until no row waits, or, in the end, until all rows have their embedding."""
+        while self.waiting is not None or (is_last and self.active is not None):
+            self._fill()
+            if self.active is not None:
+                self._step(self.active)
 
-    def _decode(
-        self,
-        output: EngineOutput,
-        cache: DynamicCache,
-        rows: Tensor,
-        tokens: Tensor,
-        mask: Tensor,
-        positions: Tensor,
-    ) -> None:
-        """Write greedily until every row has its embedding token, dropping rows as they finish.
+    def _fill(self) -> None:
+        """Let waiting rows take the free slots, when these are worth it."""
+        if self.waiting is None:
+            return
+        num_waiting = len(self.waiting.sources)
+        num_free = self.num_slots - self.cache.num_active
+        num_worth = max(1, int(self.num_slots * _REFILL_SHARE))
+        if self.active is not None and num_free < min(num_worth, num_waiting):
+            return
+        entering, self.waiting = self.waiting.split(num_free)
+        self.cache.add_rows(entering.cache, entering.sources, entering.mask)
+        self.active = entering.rows if self.active is None else self.active.join(entering.rows)
 
-        Args:
-            output: Filled in place.
-            cache: Keys and values of the active rows.
-            rows: `[A]` places of the active rows in the batch.
-            tokens: `[A]` the next token of each.
-            mask: `[A, T]` attention mask so far.
-            positions: `[A, 1]` rotary position of the next token.
-        """
+    def _step(self, rows: _Rows) -> None:
+        """Read the next token of every active row, and let go the rows that are done."""
         emb = self.encoder.emb_token_id
-        for length in range(1, self.max_rationale_tokens + 2):
-            forced = (tokens != emb) & (length > self.max_rationale_tokens)
-            output.is_forced[rows[forced]] = True
-            tokens = torch.where(forced, emb, tokens)
-            fed = tokens
-            for row, token in zip(rows.tolist(), fed.tolist(), strict=True):
-                if token != emb:
-                    output.rationale_token_ids[row].append(token)
-            if self.encoder.read_offset == -1:
-                # The state in hand predicted the embedding token: it is the embedding.
-                going = (fed != emb).nonzero().flatten()
-                if len(going) < len(rows):
-                    rows, fed, mask, positions = (
-                        rows[going],
-                        fed[going],
-                        mask[going],
-                        positions[going],
-                    )
-                    cache.batch_select_indices(going)
-            if not len(rows):
-                return
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            step = EncoderInput(
-                fed[:, None], mask, torch.zeros_like(fed[:, None]), torch.zeros_like(fed[:, None])
-            )
-            states = self.encoder.run_backbone(step, positions.expand(3, -1, -1), cache)[:, -1]
-            output.embeddings[rows] = states.float()
-            positions = positions + 1
-            tokens = self.encoder.predict_tokens(states).argmax(-1)
-            if self.encoder.read_offset == 0:
-                # The embedding token was just fed: its own state is the embedding.
-                going = (fed != emb).nonzero().flatten()
-                if len(going) < len(rows):
-                    rows, tokens, mask, positions = (
-                        rows[going],
-                        tokens[going],
-                        mask[going],
-                        positions[going],
-                    )
-                    cache.batch_select_indices(going)
-                if not len(rows):
-                    return
+        nothing = torch.zeros_like(rows.tokens)
+        inputs = EncoderInput(rows.tokens, self.cache.attention_mask, nothing, nothing)
+        states = self.encoder.run_backbone(inputs, rows.positions.expand(3, -1, -1), self.cache)
+        states = states[:, -1]
+        self.cache.advance()
+        number = torch.arange(len(rows.places), device=states.device)
+        uniforms = rows.uniforms[number, rows.written]
+        tokens = self.sampling.choose(self.encoder.predict_tokens(states), uniforms)
+        is_read = rows.tokens[:, 0] == emb
+        is_forced = (tokens != emb) & (rows.written >= self.limit) & ~is_read
+        tokens = torch.where(is_forced, emb, tokens)
+        is_closed = tokens == emb
+        is_done = is_closed if self.encoder.read_offset == -1 else is_read
+        grows = ~is_closed & ~is_read
+        slot = rows.written.clamp(max=self.limit - 1)
+        rows.history[number, slot] = torch.where(grows, tokens, rows.history[number, slot])
+        rows.written = rows.written + grows.long()
+        rows.tokens, rows.positions = tokens[:, None], rows.positions + 1
+        goes, forced = torch.stack([is_done, is_forced]).cpu()
+        if forced.any():
+            self.is_forced[rows.places.cpu()[forced]] = True
+        if goes.any():
+            self._let_go(rows, goes, states)
+
+    def _let_go(self, rows: _Rows, goes: Tensor, states: Tensor) -> None:
+        gone = goes.nonzero().flatten()
+        leaving = rows.select(gone)
+        places = leaving.places.cpu()
+        self.done.append((places, states[gone.to(states.device)].float().cpu()))
+        written = zip(
+            places.tolist(), leaving.history.tolist(), leaving.written.tolist(), strict=True
+        )
+        for place, tokens, length in written:
+            self.rationales[place] = tokens[:length]
+        order = self.cache.drop_rows(goes)
+        self.active = rows.select(order) if len(order) else None
+
+    def finish(self, hidden_size: int) -> EngineOutput:
+        """Return all rows, once every one is done."""
+        embeddings = torch.empty(len(self.rationales), hidden_size)
+        for places, states in self.done:
+            embeddings[places] = states
+        nothing = torch.empty(0)
+        return EngineOutput(
+            embeddings=embeddings,
+            direct_embeddings=torch.cat([torch.empty(0, hidden_size), *self.direct]),
+            thinks=torch.cat([nothing.bool(), *self.thinks]),
+            think_probability=torch.cat([nothing, *(f.think_probability for f in self.features)]),
+            emb_is_first=torch.cat([nothing.bool(), *(f.emb_is_first for f in self.features)]),
+            rationale_token_ids=self.rationales,
+            is_forced=self.is_forced,
+        )

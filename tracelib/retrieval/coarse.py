@@ -1,21 +1,23 @@
 """Coarse cosines that tell which candidates cannot be hits, by a bound that always holds.
 
 Unit vectors q and c are rounded to coarse q' and c', of numbers that multiply fast. The cosine is
-q'c' + q'(c - c') + (q - q')c, so by Cauchy-Schwarz at most q'c' + |q'| |c - c'| + |q - q'|. The
-distances are measured, not assumed. Coarse numbers are whole (int8) or have 8 significant bits
-(bfloat16, also where multiplied as float32), so float32 holds the product of any two; what its sums
-may lose is `find_slack`. Where only the leading coordinates are multiplied, the others add at most
-the product of their lengths.
+q'c' + q'(c - c') + (q - q')c, so by Cauchy-Schwarz within |q'| |c - c'| + |q - q'| of q'c'. The
+distances are measured. Coarse numbers are whole (int8) or have 8 significant bits (bfloat16, also
+where multiplied as float32), so float32 holds the product of any two; what its sums may lose is
+`find_slack`. Where only the leading coordinates are multiplied, the others add at most the product
+of their lengths, and distances are the most that rounding allows.
 
 Shapes: B queries of a block, N rows of a tile of candidates, D dimensions, L leading ones.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,24 +30,43 @@ _INT8_MAX = 127
 _INT8_MAX_DIMENSIONS = 2**31 // _INT8_MAX**2 - 1
 _WORTHWHILE = 0.7  # of the finer type's time
 _NUM_TIMINGS = 3
+# Of a step. A coordinate of up to 127 steps is scaled by two rounded factors and rounded itself,
+# each by 2^-24 of it: 127 * 3 * 2^-24 < 0.00003 beside the half. Float32 of the bound takes less.
+_MAX_GAP = 0.5001
+_MIN_STEP = 2.0**-60  # where leading coordinates are all zero
 _GROUP_ROWS = 32
 
 
 @dataclass(frozen=True)
 class CoarseRows:
-    """Coarse vectors, `values * step`.
+    """Coarse vectors, `values * step`, of a block of queries or a tile.
 
     Args:
         values: `[N, L]` numbers of a coarse type.
-        step: `[N, 1]` or `[1, 1]` float32.
-        distance: `[N, 1]` float32 distance of each unit vector's leading part from its coarse one.
+        step: `[N, 1]` or `[1, 1]` float64.
+        distance: `[N, 1]` float32 distance of each unit vector's leading part from its coarse one,
+            or more.
         rest: `[N, 1]` float32 length of what follows the leading part of each unit vector.
+        slack: What float32 may lose of a cosine.
     """
 
     values: Tensor
     step: Tensor
     distance: Tensor
     rest: Tensor
+    slack: float
+
+    @cached_property
+    def query_errors(self) -> Tensor:
+        """`[N, 3]` float64, what each query brings to the bound of `_bound_errors`."""
+        distance = self.distance.double()
+        return torch.cat([distance + self.slack, 1 + distance, self.rest.double()], dim=1)
+
+    @cached_property
+    def row_errors(self) -> Tensor:
+        """`[3, 1]` float64, what the rows bring to it at most."""
+        distance, rest = self.distance.max(), self.rest.max()
+        return torch.stack([torch.ones_like(rest), distance, rest]).double()[:, None]
 
 
 def round_rows(
@@ -65,21 +86,25 @@ def round_rows(
         num_leading: L, by default D.
     """
     rest = torch.linalg.vector_norm(rows[:, num_leading or rows.shape[1] :], dim=1, keepdim=True)
-    rows = rows[:, :num_leading]
+    slack, rows = find_slack(rows.shape[1]), rows[:, :num_leading]
     if coarse_type is torch.int8:
         peaks = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)) / norms
         step = (peaks.amax(0, keepdim=True) if one_step else peaks) / _INT8_MAX
+        step = step.clamp_min_(_MIN_STEP)
         scale = (norms * step).reciprocal_()
         rounded = (rows * scale).round_()
         values = rounded.to(coarse_type)
-        # what is left, in the place of the rounded: a tile is larger than a cache
-        gaps = rounded.addcmul_(rows, scale, value=-1)
-        distance = torch.linalg.vector_norm(gaps, dim=1, keepdim=True) * step
+        if num_leading:  # half a step at most; that is little beside the rest
+            distance = (_MAX_GAP * math.sqrt(num_leading) * step).expand(len(rows), 1)
+        else:
+            # what is left, in the place of the rounded: a tile is larger than a cache
+            gaps = rounded.addcmul_(rows, scale, value=-1)
+            distance = torch.linalg.vector_norm(gaps, dim=1, keepdim=True) * step
     else:
         units, step = rows / norms, rows.new_ones(1, 1)
         values = units.bfloat16().to(coarse_type)
         distance = torch.linalg.vector_norm(units.sub_(values), dim=1, keepdim=True)
-    return CoarseRows(values, step, distance, rest / norms)
+    return CoarseRows(values, step.double(), distance, rest / norms, slack)
 
 
 def multiply(queries: Tensor, rows: Tensor) -> Tensor:
@@ -130,19 +155,16 @@ def find_reaching(
         products: `[B, N]` of their coarse values.
         queries: The queries, each with its own step.
         rows: The candidates, with one step.
-        scores: `[B, 1]` float64, all finite.
+        scores: `[B, 1]`, all finite.
         max_share: Share of all pairs up to which it is worth naming them, above 0.
 
     Returns:
         Query and row of each pair, or None for more than about `max_share`.
     """
-    bound = queries.distance.double() + (1 + queries.distance) * rows.distance.max()
-    bound += queries.rest * rows.rest.max()
-    least = scores - bound - find_slack(queries.values.shape[1])
-    least = least / (queries.step.double() * rows.step)
+    least = (scores - _bound_errors(queries, rows)).div_(queries.step * rows.step)
     if products.dtype is torch.int32:
         limits = torch.iinfo(torch.int32)
-        least = least.floor().clamp(limits.min, limits.max)
+        least = least.floor_().clamp_(limits.min, limits.max)
     # few do: the best of a group tells of all its rows, in a fraction of the time
     least, num_rows = least.to(products.dtype), products.shape[1]
     if num_rows % _GROUP_ROWS:
@@ -165,12 +187,37 @@ def find_reaching(
     return query, row
 
 
+def find_least_best(products: Tensor, queries: CoarseRows, rows: CoarseRows) -> Tensor:
+    """Return `[B, G]` float32, at most the best cosine of each group of rows to each query.
+
+    Args:
+        products: `[B, N]` of their coarse values; what is left of N after whole groups is not
+            looked at.
+        queries: The queries, each with its own step.
+        rows: The candidates, with one step.
+    """
+    num_groups = products.shape[1] // _GROUP_ROWS
+    groups = products[:, : num_groups * _GROUP_ROWS].reshape(len(products), -1, _GROUP_ROWS)
+    best = groups.amax(dim=2) * (queries.step * rows.step)
+    if products.dtype is torch.bfloat16:  # it was rounded by up to 2^-8 of what it was
+        best -= best.abs() * 2.0**-7
+    return (best - _bound_errors(queries, rows)).float()
+
+
+def _bound_errors(queries: CoarseRows, rows: CoarseRows) -> Tensor:
+    """Return `[B, 1]` float64, the most that any cosine can differ from its coarse product.
+
+    That is |q - q'| + slack, (1 + |q - q'|) |c - c'| and the product of the rests.
+    """
+    return queries.query_errors @ rows.row_errors
+
+
 def is_accurate(products: Tensor, queries: Tensor, rows: Tensor) -> bool:
     """Whether products of coarse values are as exact as `find_reaching` takes them to be."""
     expected = queries.double() @ rows.double().T
     error = (products.double() - expected).abs()
-    if products.is_floating_point():
-        error -= find_slack(queries.shape[1])
+    if products.is_floating_point():  # the other half of the slack is for norms
+        error -= find_slack(queries.shape[1]) / 2
     if products.dtype is torch.bfloat16:
         error -= expected.abs() * 2.0**-8
     return bool((error <= 0).all())
@@ -196,6 +243,8 @@ def choose_types(
     for coarse_type in COARSE_TYPES if wanted is None else wanted:
         ours = round_rows(queries, ones, coarse_type, one_step=False).values
         theirs = round_rows(rows, ones, coarse_type, one_step=True).values
+        if coarse_type is torch.int8:  # some machines add pairs of products in 16 bits
+            ours[0] = theirs[0] = _INT8_MAX
         if _is_safe(ours) and is_accurate(product(ours, theirs), ours, theirs):
             seconds[coarse_type] = _time_product(product, ours, theirs)
     if wanted is not None:

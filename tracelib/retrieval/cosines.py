@@ -12,6 +12,8 @@ Shapes: Q queries, N rows of either side, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,7 +59,8 @@ def round_units(rows: Tensor, side: str, first_place: int) -> Tensor:
             f"{side} row {row + first_place} has norm {norms[row].item()}; embeddings must be "
             "finite and not zero"
         )
-    return (values / norms).mul_(UNIT_STEPS).round_()
+    # a norm that is not zero is 2^-537 at least, so the power of two rounds nothing
+    return (values / (norms / UNIT_STEPS)).round_()
 
 
 def round_scores(products: Tensor) -> Tensor:
@@ -104,6 +107,37 @@ def keep_best_of_pairs(best: Tensor, query: Tensor, values: Tensor) -> None:
     lowest = table.new_full((len(owners), int(rank[kept].max()) + 1), _find_lowest(best.dtype))
     lowest[owner[kept], rank[kept]] = values[order[kept]]
     best[owners] = keep_best(table, lowest)
+
+
+def merge_top_k(parts: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """Return the best of several searches of the same queries, ties by place.
+
+    Args:
+        parts: Scores `[Q, K]` and int64 places `[Q, K]` of each; K may differ. A score of -inf,
+            whatever its place, says that a part has no more.
+        k: Candidates to keep per query, 1 and above.
+
+    Returns:
+        `[Q, min(k, sum of K)]` float32 scores, best first, and places; -inf and -1 where there are
+        no more.
+
+    Raises:
+        ValueError: There are no parts, they do not fit together, or k is below 1.
+
+    Example:
+        >>> ours = torch.tensor([[0.9, 0.5]]), torch.tensor([[7, 2]])
+        >>> theirs = torch.tensor([[0.5, -torch.inf]]), torch.tensor([[1, -1]])
+        >>> merge_top_k([ours, theirs], k=4)[1].tolist()
+        [[7, 1, 2, -1]]
+    """
+    shapes = [(tuple(scores.shape), tuple(places.shape)) for scores, places in parts]
+    fit = all(len(scores) == 2 and scores == places for scores, places in shapes)
+    if not fit or len({scores[0] for scores, _ in shapes}) != 1:
+        raise ValueError(f"parts of shapes {shapes}; expected one or more pairs of [Q, K], one Q")
+    if k < 1:
+        raise ValueError(f"k is {k}; allowed 1 and above")
+    keys = torch.cat([encode_hits(scores, places) for scores, places in parts], dim=1)
+    return decode_hits(keys.topk(min(k, keys.shape[1]), dim=1).values)
 
 
 def _find_lowest(number_type: torch.dtype) -> float:

@@ -102,7 +102,8 @@ class Thoughts:
 
     Args:
         thinks: `[Q]` whether the gate had the query think.
-        think_probability: `[Q]` the router's probability, NaN without a router.
+        think_probability: `[Q]` the router's probability, not calibrated; NaN without a router.
+        emb_is_first: `[Q]` whether the embedding token was the likeliest first token.
         rationale_token_ids: What each query wrote before its embedding token.
         is_forced: `[Q]` whether the embedding token had to be appended.
         seconds: Time spent embedding all queries; None when it is not known, as when some of the
@@ -111,6 +112,7 @@ class Thoughts:
 
     thinks: Tensor
     think_probability: Tensor
+    emb_is_first: Tensor
     rationale_token_ids: Sequence[Sequence[int]]
     is_forced: Tensor
     seconds: float | None

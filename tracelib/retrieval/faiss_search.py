@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tracelib.retrieval.cosines import UNIT_STEPS, round_units
-from tracelib.retrieval.search import merge_top_k
+from tracelib.retrieval.cosines import UNIT_STEPS, merge_top_k, round_units
 
 _BLOCK_ROWS = 8192
 

@@ -28,6 +28,8 @@ _SCHEMA = pa.schema(
         "rank_union": pa.int32(),
         "thinks": pa.bool_(),
         "num_tokens": pa.int32(),
+        "think_probability": pa.float32(),
+        "emb_is_first": pa.bool_(),
     }
 )
 
@@ -46,6 +48,8 @@ class PerQuery:
             when it is not among the candidates kept.
         thinks: `[Q]` whether the gate had the query think.
         num_tokens: `[Q]` tokens written, the embedding token included.
+        think_probability: `[Q]` the router's probability, not calibrated; NaN without a router.
+        emb_is_first: `[Q]` whether the embedding token was the likeliest first token.
     """
 
     query_ids: Sequence[str]
@@ -56,6 +60,8 @@ class PerQuery:
     first_ranks: Mapping[str, Tensor]
     thinks: Tensor
     num_tokens: Tensor
+    think_probability: Tensor
+    emb_is_first: Tensor
 
 
 def collect_per_query(
@@ -74,6 +80,8 @@ def collect_per_query(
         {pool: rank_first_positives(facts, ranking) for pool, ranking in rankings.items()},
         thoughts.thinks,
         thoughts.num_tokens,
+        thoughts.think_probability,
+        thoughts.emb_is_first,
     )
 
 
@@ -93,6 +101,8 @@ def write_per_query(path: Path, queries: PerQuery) -> None:
         "rank_union": queries.first_ranks["union"].cpu().numpy(),
         "thinks": queries.thinks.cpu().numpy(),
         "num_tokens": queries.num_tokens.cpu().int().numpy(),
+        "think_probability": queries.think_probability.cpu().float().numpy(),
+        "emb_is_first": queries.emb_is_first.cpu().numpy(),
     }
     lengths = {name: len(column) for name, column in values.items()}
     if len(set(lengths.values())) > 1:
@@ -118,7 +128,10 @@ def read_per_query(path: Path) -> PerQuery:
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is no Parquet file that can be read: {error}") from error
     if table.schema.names != _SCHEMA.names or table.schema.types != _SCHEMA.types:
-        raise ValueError(f"{path} has columns {table.schema.names}; expected {_SCHEMA.names}")
+        raise ValueError(
+            f"{path} has columns {table.schema.names}; expected {_SCHEMA.names}; "
+            "evaluate again"
+        )
     whole = {
         name: torch.from_numpy(table[name].to_numpy().copy())
         for name, kind in zip(_SCHEMA.names, _SCHEMA.types, strict=True)
@@ -133,4 +146,6 @@ def read_per_query(path: Path) -> PerQuery:
         {"local": whole["rank_local"], "union": whole["rank_union"]},
         whole["thinks"],
         whole["num_tokens"],
+        whole["think_probability"],
+        whole["emb_is_first"],
     )

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tracelib.distributed import gather_rows, gather_tensor, get_world_size
+from tracelib.retrieval.cosines import merge_top_k
 from tracelib.retrieval.evaluation import Ranking
-from tracelib.retrieval.search import TopKSearch, merge_top_k
+from tracelib.retrieval.search import TopKSearch
 
 Chunks = Iterable[tuple[int, Tensor]]
 

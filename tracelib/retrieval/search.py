@@ -33,12 +33,15 @@ from tracelib.retrieval.tiles import Pairs, QueryBlock, Tile, count_pairs, join_
 _QUERY_BLOCK = 1024
 _TILE_ROWS = 2048
 _NUM_PROBES = 128
+_NUM_PROBE_ROWS = 512
 _PAIR_NUMBERS = 2**18  # coordinates of the pairs scored at once: what a cache holds
-_FEW_PAIRS = 2**13  # a rise of the k-th best is worth looking for after so many
+_FEW_PAIRS = 2**14  # a rise of the k-th best is worth looking for after so many
 _MANY_PAIRS = 2**18
+_NUM_SEEDS = 8  # tiles that a large first chunk is judged by
 _DENSE_SHARE = 1 / 16  # of all pairs: beyond it, scoring all costs less than scoring some
-_LEADING_SHARE = 2 / 3  # of the coordinates: these alone drop most once the k best are close
-_SPARSE_SHARE = 1 / 512  # of all pairs: beyond it, multiplying all coordinates costs less
+_LEADING_SHARE = 3 / 4  # of the coordinates: these alone drop most once the k best are close
+_LEADING_UNIT = 64  # coordinates: int8 products are slow at lengths between its multiples
+_SPARSE_SHARE = 1 / 128  # of all pairs: beyond it, multiplying all coordinates costs less
 _PAUSE = 16
 _QUERY_BYTES = 4 + 4 + 2 + 2  # of a coordinate: exact, float32, int8 twice and bfloat16
 _HIT_BYTES = 100
@@ -46,6 +49,8 @@ _TILE_BYTES = 40  # of a coordinate
 _BLOCK_BYTES = 12  # of a coordinate
 _PRODUCT_BYTES = 40
 _PAIR_BYTES = 120
+# coarse type, number of leading coordinates or None for all, most of all pairs to let through
+_Sieve = tuple[torch.dtype, int | None, float]
 
 
 class TopKSearch:
@@ -87,7 +92,7 @@ class TopKSearch:
             block = slice(start, start + _QUERY_BLOCK)
             self._steps[block] = round_units(queries[block], "query", start)
             self._blocks[start] = QueryBlock(self._steps[block])
-        self._num_leading = int(queries.shape[1] * _LEADING_SHARE) // 32 * 32
+        self._num_leading = int(queries.shape[1] * _LEADING_SHARE) // _LEADING_UNIT * _LEADING_UNIT
         self._best = torch.full((len(queries), k), NO_HIT, device=queries.device)
         # lower bounds of the k best scores, ahead of `_best` within a chunk
         self._floor = torch.full((len(queries), k), -torch.inf, device=queries.device)
@@ -129,6 +134,7 @@ class TopKSearch:
             )
         rows = rows.to(self._steps.device)
         self._compare_directions(rows, first_place)
+        self._sow(rows, first_place)
         fresh: list[Pairs] = []
         waiting: list[Pairs] = []
         for start in range(0, len(rows), _TILE_ROWS):
@@ -170,31 +176,58 @@ class TopKSearch:
             self._direction = direction if bool((steps == direction).all()) else None
             start = stop
 
+    def _sow(self, rows: Tensor, first_place: int) -> None:
+        """Raise the lower bounds by tiles spread over a large first chunk.
+
+        No two groups share a row, so the k-th highest of their best scores is at most the k-th
+        best score of all rows; fewer groups than k tell nothing.
+        """
+        stride = len(rows) // _NUM_SEEDS
+        if self._num_seen or stride < 2 * _TILE_ROWS:
+            return
+        best = torch.full_like(self._floor, -torch.inf)
+        for start in range(0, stride * _NUM_SEEDS, stride):
+            tile = Tile(rows[start : start + _TILE_ROWS], first_place + start)
+            for block, queries in self._blocks.items():
+                part = slice(block, block + _QUERY_BLOCK)
+                for kind in self._choose_types(tile)[:1]:
+                    ours, theirs = queries.round(kind), tile.round(kind)
+                    products = self.multiply(ours.values, theirs.values)
+                    groups = coarse.find_least_best(products, ours, theirs)
+                    best[part] = keep_best(best[part], groups)
+        # only the k-th: the tiles come again, and a row of them must not count twice
+        self._floor = best[:, -1:].repeat(1, best.shape[1])
+
+    def _choose_types(self, tile: Tile) -> list[torch.dtype]:
+        """Return the coarse types to filter by, chosen at the first tile."""
+        if self._coarse_types is None:
+            queries = self._steps[:_NUM_PROBES] / UNIT_STEPS
+            rows = tile.values[:_NUM_PROBE_ROWS] / tile.norms[:_NUM_PROBE_ROWS]
+            self._coarse_types = coarse.choose_types(
+                queries, rows, self.multiply, self._wanted_types
+            )
+        return self._coarse_types
+
     def _sift(self, block: int, tile: Tile) -> Pairs | None:
         """Return the pairs of a block of queries and a tile that may be hits, None for most."""
         floor = self._floor[block : block + _QUERY_BLOCK, -1:]
-        if bool((floor == -torch.inf).any()):  # fewer than k candidates so far
+        if floor.min().item() == -torch.inf:  # fewer than k candidates so far
             return None
-        if self._coarse_types is None:
-            probes = self._steps[:_NUM_PROBES] / UNIT_STEPS
-            self._coarse_types = coarse.choose_types(
-                probes, tile.values / tile.norms, self.multiply, self._wanted_types
-            )
-        for coarse_type, num_leading, max_share in self._list_sieves(self._blocks[block]):
+        for coarse_type, num_leading, max_share in self._list_sieves(self._blocks[block], tile):
             queries = self._blocks[block].round(coarse_type, num_leading)
             rows = tile.round(coarse_type, num_leading)
             products = self.multiply(queries.values, rows.values)
-            found = coarse.find_reaching(products, queries, rows, floor.double(), max_share)
+            found = coarse.find_reaching(products, queries, rows, floor, max_share)
             if found is not None:
                 score = self._estimate_pairs(block, *found, tile)
                 return self._drop_low(Pairs(found[0] + block, found[1], score))
             self._blocks[block].pause = _PAUSE
         return None
 
-    def _list_sieves(self, queries: QueryBlock) -> list[tuple[torch.dtype, int, float]]:
-        """Return the coarse types, numbers of coordinates and most shares of pairs to try."""
-        kinds = self._coarse_types or []
-        sieves = [(kind, self._steps.shape[1], _DENSE_SHARE) for kind in kinds]
+    def _list_sieves(self, queries: QueryBlock, tile: Tile) -> list[_Sieve]:
+        """Return the sieves to try, in order."""
+        kinds = self._choose_types(tile)
+        sieves: list[_Sieve] = [(kind, None, _DENSE_SHARE) for kind in kinds]
         queries.pause -= 1
         if queries.pause < 0 and torch.int8 in kinds and self._num_leading:
             sieves.insert(0, (torch.int8, self._num_leading, _SPARSE_SHARE))
@@ -250,7 +283,8 @@ class TopKSearch:
             products.append(self._multiply_pairs(query[part], position, steps))
         keys = encode_hits(round_scores(torch.cat(products)), row + first_place)
         keep_best_of_pairs(self._best, query, keys)
-        self._floor = decode_hits(self._best)[0]
+        # one from `_sow` holds until k rows are found that reach it
+        self._floor = torch.maximum(decode_hits(self._best)[0], self._floor[:, -1:])
 
 
 @torch.no_grad()
@@ -290,37 +324,6 @@ def search_top_k(
             "check the encoder's weights and read position"
         )
     return search.result()
-
-
-def merge_top_k(parts: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """Return the best of several searches of the same queries, ties by place.
-
-    Args:
-        parts: Scores `[Q, K]` and int64 places `[Q, K]` of each; K may differ. A score of -inf,
-            whatever its place, says that a part has no more.
-        k: Candidates to keep per query, 1 and above.
-
-    Returns:
-        `[Q, min(k, sum of K)]` float32 scores, best first, and places; -inf and -1 where there are
-        no more.
-
-    Raises:
-        ValueError: There are no parts, they do not fit together, or k is below 1.
-
-    Example:
-        >>> ours = torch.tensor([[0.9, 0.5]]), torch.tensor([[7, 2]])
-        >>> theirs = torch.tensor([[0.5, -torch.inf]]), torch.tensor([[1, -1]])
-        >>> merge_top_k([ours, theirs], k=4)[1].tolist()
-        [[7, 1, 2, -1]]
-    """
-    shapes = [(tuple(scores.shape), tuple(places.shape)) for scores, places in parts]
-    fit = all(len(scores) == 2 and scores == places for scores, places in shapes)
-    if not fit or len({scores[0] for scores, _ in shapes}) != 1:
-        raise ValueError(f"parts of shapes {shapes}; expected one or more pairs of [Q, K], one Q")
-    if k < 1:
-        raise ValueError(f"k is {k}; allowed 1 and above")
-    keys = torch.cat([encode_hits(scores, places) for scores, places in parts], dim=1)
-    return decode_hits(keys.topk(min(k, keys.shape[1]), dim=1).values)
 
 
 def estimate_search_bytes(num_queries: int, embedding_size: int, k: int, chunk_size: int) -> int:

@@ -46,6 +46,7 @@ def build_row_type(
     thought: list[Any] = [
         ("thinks", "?"),
         ("think_probability", "<f4"),
+        ("emb_is_first", "?"),
         ("is_forced", "?"),
         ("num_tokens", "<i4"),
         ("token_ids", "<i4", (max_rationale_tokens,)),

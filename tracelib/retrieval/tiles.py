@@ -27,7 +27,7 @@ class QueryBlock:
 
     def __init__(self, steps: Tensor) -> None:
         self._steps = steps
-        self._coarse: dict[tuple[torch.dtype, int], CoarseRows] = {}
+        self._coarse: dict[tuple[torch.dtype, int | None], CoarseRows] = {}
         self.pause = 0
         """Tiles until a part of the coordinates is worth another try."""
 
@@ -36,7 +36,7 @@ class QueryBlock:
         """`[B, D]` float32 unit vectors."""
         return torch.div(self._steps, UNIT_STEPS)
 
-    def round(self, coarse_type: torch.dtype, num_leading: int) -> CoarseRows:
+    def round(self, coarse_type: torch.dtype, num_leading: int | None = None) -> CoarseRows:
         """Return the coarse vectors, each with its step."""
         key = coarse_type, num_leading
         if key not in self._coarse:
@@ -55,7 +55,7 @@ class Tile:
 
     def __init__(self, rows: Tensor, first_place: int) -> None:
         self._rows = rows
-        self._coarse: dict[tuple[torch.dtype, int], CoarseRows] = {}
+        self._coarse: dict[tuple[torch.dtype, int | None], CoarseRows] = {}
         self.first_place = first_place
         self.values = rows.float()
         self.norms = torch.linalg.vector_norm(self.values, dim=1, keepdim=True)
@@ -70,7 +70,7 @@ class Tile:
         """`[N, D]` float64 unit vectors in steps."""
         return round_units(self._rows, "candidate", self.first_place)
 
-    def round(self, coarse_type: torch.dtype, num_leading: int) -> CoarseRows:
+    def round(self, coarse_type: torch.dtype, num_leading: int | None = None) -> CoarseRows:
         """Return the coarse vectors, with one step."""
         key = coarse_type, num_leading
         if key not in self._coarse:

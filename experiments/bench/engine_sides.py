@@ -1,0 +1,264 @@
+"""The engine and the loops it is measured against, over the same sets of queries.
+
+Shapes: T tokens, D dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from decode_loops import DecodeLoop
+from query_sources import Source, cast_weights, join_prompts
+from torch.nn import functional
+
+from tracelib.models.encoder import Encoder
+from tracelib.models.engine import EngineOutput, ReasoningEngine
+from tracelib.models.gates import AlwaysGate, FirstTokenGate, Gate, NeverGate
+from tracelib.types import EncoderInput
+
+_MAX_DIFFERENCE = 1e-4
+_MOST_SPLIT = 16_384  # queries looked at to find those that think
+_ENGINE_TURNS = 3  # per run: its times are short beside the loops'
+
+
+@dataclass(frozen=True)
+class TimedQuery:
+    """A query of one of the sets.
+
+    Args:
+        place: Its place in the source.
+        prompt: Its prompt, `[1, T]`.
+        thought: What it writes; empty when it answers at once.
+    """
+
+    place: int
+    prompt: EncoderInput
+    thought: tuple[int, ...] = ()
+
+
+class EngineSides:
+    """The sets `hard`, `easy` and `mix`, and everything that embeds them.
+
+    Args:
+        source: Model and queries.
+        batch_size: Prompts read at once.
+        decode_batch_size: Most queries that the engine decodes at the same time.
+        num_queries: Queries of each set, or as many as there are.
+        num_looped: Queries of each set for the loop that takes them one by one.
+
+    Raises:
+        ValueError: All queries think, or none does.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        decode_batch_size: int,
+        num_queries: int,
+        num_looped: int,
+    ) -> None:
+        self.source, self.batch_size = source, batch_size
+        self.decode_batch_size = decode_batch_size
+        self.engine = self._build_engine(source.encoder)
+        self.loop = DecodeLoop(source.encoder, source.max_rationale_tokens, source.pad_token_id)
+        places = np.random.default_rng(0).permutation(source.num_queries)[:_MOST_SPLIT].tolist()
+        prompts = source.read_prompts(places)
+        queries = sort_by_length([TimedQuery(*pair) for pair in zip(places, prompts, strict=True)])
+        output = self.embed(self.engine, self.join(queries), FirstTokenGate())
+        self.think_share = output.thinks.float().mean().item()
+        if self.think_share in (0, 1):
+            raise ValueError(
+                f"{self.think_share:.0%} of {len(places)} queries think: take a run whose model "
+                "has learnt which should (--run)"
+            )
+        thoughts = zip(queries, output.rationale_token_ids, strict=True)
+        queries = [dataclasses.replace(query, thought=tuple(ids)) for query, ids in thoughts]
+        self.forced_share = output.is_forced.sum().item() / output.thinks.sum().item()
+        self.hard = spread([query for query in queries if query.thought], num_queries)
+        self.easy = spread([query for query in queries if not query.thought], num_queries)
+        self.mix = self._mix(queries, min(num_queries, len(queries)))
+        self.looped = {
+            "hard": spread(self.hard, num_looped),
+            "mix": self._mix(self.mix, num_looped),
+        }
+
+    def _mix(self, queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:
+        """Return some queries, of which as many think as the source's own share."""
+        num_hard = max(1, round(self.think_share * num_queries))
+        hard = spread([query for query in queries if query.thought], num_hard)
+        easy = [query for query in queries if not query.thought]
+        return sort_by_length([*hard, *spread(easy, num_queries - num_hard)])
+
+    def _build_engine(self, encoder: Encoder) -> ReasoningEngine:
+        router, limit = self.source.router, self.source.max_rationale_tokens
+        return ReasoningEngine(encoder, router, limit, self.decode_batch_size)
+
+    def join(self, queries: Sequence[TimedQuery]) -> list[EncoderInput]:
+        """Return padded batches, in the queries' order."""
+        prompts, size = [query.prompt for query in queries], self.batch_size
+        return [
+            join_prompts(prompts[start : start + size], self.source.pad_token_id)
+            for start in range(0, len(prompts), size)
+        ]
+
+    def embed(
+        self, engine: ReasoningEngine, parts: Sequence[EncoderInput], gate: Gate
+    ) -> EngineOutput:
+        """Embed batches of prompts; the gates used here need neither task prior nor ids."""
+        num_queries = sum(len(part.input_ids) for part in parts)
+        return engine.embed_queries(
+            parts, gate, torch.zeros(num_queries), torch.arange(num_queries)
+        )
+
+    def describe_thoughts(self) -> dict[str, float]:
+        """Return what the thoughts of `hard` are like."""
+        lengths = [len(query.thought) for query in self.hard]
+        return {
+            "think_share": self.think_share,
+            "tokens_per_thinking_query": statistics.mean(lengths),
+            "shortest_thought": min(lengths),
+            "longest_thought": max(lengths),
+            "forced_share": self.forced_share,
+        }
+
+    def check_outputs(self) -> dict[str, float]:
+        """Compare engine and loops on both sets.
+
+        Returns:
+            `equal_thoughts`, the share over all comparisons, and `worst_difference` of embeddings
+            after equal thoughts.
+
+        Raises:
+            ValueError: In float32, thoughts differ or embeddings are further apart than 1e-4.
+        """
+        num_equal, differences = [], []
+        for name, queries, gate in (
+            ("hard", self.hard, AlwaysGate()),
+            ("mix", self.mix, FirstTokenGate()),
+        ):
+            batches = self.join(queries)
+            ours = self.embed(self.engine, batches, gate)
+            found = dict(zip((q.place for q in queries), range(len(queries)), strict=True))
+            pairs = [self.loop.embed_batch(batch) for batch in batches]
+            theirs = [pair for ids, states in pairs for pair in zip(ids, states, strict=True)]
+            rows = list(range(len(queries)))
+            looped = self.looped[name]
+            theirs += [self.loop.embed_alone(query.prompt) for query in looped]
+            rows += [found[query.place] for query in looped]
+            for row, (thought, state) in zip(rows, theirs, strict=True):
+                num_equal.append(thought == ours.rationale_token_ids[row])
+                if num_equal[-1]:
+                    differences.append((ours.embeddings[row] - state).abs().max().item())
+        values = {
+            "equal_thoughts": statistics.mean(map(float, num_equal)),
+            "worst_difference": max(differences, default=0.0),
+        }
+        if self.source.encoder.dtype == torch.float32 and (
+            values["equal_thoughts"] < 1 or values["worst_difference"] > _MAX_DIFFERENCE
+        ):
+            raise ValueError(f"engine and loops disagree, so times mean nothing: {values}")
+        return values
+
+    def compare_bfloat16(self) -> dict[str, float]:
+        """Return how far bfloat16 weights move `mix`; nothing where the weights are no float32."""
+        if self.source.encoder.dtype != torch.float32:
+            return {}
+        batches = self.join(self.mix)
+        copied = copy.deepcopy(self.source.encoder)
+        cast_weights(copied, "bfloat16")
+        outputs = [
+            self.embed(engine, batches, FirstTokenGate())
+            for engine in (self.engine, self._build_engine(copied))
+        ]
+        ours, drifted = (output.rationale_token_ids for output in outputs)
+        cosines = functional.cosine_similarity(outputs[0].embeddings, outputs[1].embeddings)
+        equal = torch.tensor([a == b for a, b in zip(ours, drifted, strict=True)])
+        return {
+            "bfloat16_equal_thoughts": equal.float().mean().item(),
+            "bfloat16_mean_cosine": cosines.mean().item(),
+            "bfloat16_worst_cosine": cosines.min().item(),
+            "bfloat16_worst_cosine_of_equal": cosines[equal].min().item() if equal.any() else 0.0,
+        }
+
+    def time_sides(self, num_runs: int) -> dict[str, float]:
+        """Return queries per second of every side, the medians of runs taken in turn."""
+        hard, easy, mix = (self.join(queries) for queries in (self.hard, self.easy, self.mix))
+        engine, loop = self.engine, self.loop
+        ours: dict[str, tuple[Callable[[], object], int]] = {
+            "think_all": (lambda: self.embed(engine, hard, AlwaysGate()), len(self.hard)),
+            "natural_mix": (lambda: self.embed(engine, mix, FirstTokenGate()), len(self.mix)),
+            "easy": (lambda: self.embed(engine, easy, FirstTokenGate()), len(self.easy)),
+            "direct": (lambda: self.embed(engine, easy, NeverGate()), len(self.easy)),
+        }
+        theirs: dict[str, tuple[Callable[[], object], int]] = {
+            "generate_think_all": (lambda: [loop.embed_batch(p) for p in hard], len(self.hard)),
+            "generate_natural_mix": (lambda: [loop.embed_batch(p) for p in mix], len(self.mix)),
+        }
+        for name, queries in self.looped.items():
+            side = {"hard": "loop_think_all", "mix": "loop_natural_mix"}[name]
+            prompts = [query.prompt for query in queries]
+            theirs[side] = (
+                lambda prompts=prompts: [loop.embed_alone(prompt) for prompt in prompts],  # type: ignore[misc]
+                len(prompts),
+            )
+        seconds: dict[str, list[float]] = {name: [] for name in ours | theirs}
+        for _ in range(num_runs):
+            for name, (call, _) in [*ours.items()] * _ENGINE_TURNS + [*theirs.items()]:
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
+        return {
+            name: num_queries / statistics.median(seconds[name])
+            for name, (_, num_queries) in (ours | theirs).items()
+        }
+
+    @property
+    def mixed_share(self) -> float:
+        """Share of queries of `mix` that think."""
+        return statistics.mean(float(bool(query.thought)) for query in self.mix)
+
+
+def sort_by_length(queries: Sequence[TimedQuery]) -> list[TimedQuery]:
+    """Return queries by the length of their prompts."""
+    return sorted(queries, key=lambda query: query.prompt.input_ids.shape[1])
+
+
+def spread(queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:
+    """Return some queries, evenly spread over the lengths of thoughts, by prompt length."""
+    ordered = sorted(queries, key=lambda query: len(query.thought))
+    wanted = min(num_queries, len(ordered))
+    places = ((np.arange(wanted) + 0.5) * len(ordered) / max(wanted, 1)).astype(int)
+    return sort_by_length([ordered[place] for place in places])
+
+
+def compare_rates(rates: dict[str, float], mixed_share: float) -> dict[str, float]:
+    """Return ratios of the queries per second of `time_sides`.
+
+    Args:
+        rates: Queries per second by side.
+        mixed_share: Share of queries of the natural mix that think.
+
+    >>> rates = {"think_all": 10.0, "direct": 40.0, "easy": 30.0, "natural_mix": 16.0}
+    >>> others = ("loop_think_all", "loop_natural_mix", "generate_think_all")
+    >>> rates |= dict.fromkeys((*others, "generate_natural_mix"), 2.0)
+    >>> ratios = compare_rates(rates, mixed_share=0.5)
+    >>> ratios["think_all_ratio"], ratios["easy_fraction"], ratios["mix_fraction"]
+    (5.0, 0.75, 1.0)
+    """
+    harmonic = 1 / (mixed_share / rates["think_all"] + (1 - mixed_share) / rates["direct"])
+    return {
+        "think_all_ratio": rates["think_all"] / rates["loop_think_all"],
+        "natural_mix_ratio": rates["natural_mix"] / rates["loop_natural_mix"],
+        "generate_ratio": rates["natural_mix"] / rates["generate_natural_mix"],
+        "think_all_generate_ratio": rates["think_all"] / rates["generate_think_all"],
+        "easy_fraction": rates["easy"] / rates["direct"],
+        "mix_fraction": rates["natural_mix"] / harmonic,
+    }
