@@ -58,9 +58,11 @@ type: $(STAMP) ## Check types
 
 check: lint type test ## Everything a change must pass
 
-bench: $(STAMP) ## Measure reading and search against their limits (minutes, 8 GB of disk)
+bench: $(STAMP) ## Measure reading, search, engine and router against their limits (minutes, 8 GB of disk; RUN=runs/...)
 	$(BIN)/python experiments/bench/reader.py
 	$(BIN)/python experiments/bench/search.py
+	$(BIN)/python experiments/bench/engine.py $(if $(RUN),--run $(RUN))
+	$(BIN)/python experiments/bench/router.py $(if $(RUN),--run $(RUN))
 
 clean: ## Remove caches and build outputs
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

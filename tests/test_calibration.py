@@ -226,6 +226,7 @@ def test_think_curve_is_that_of_a_slow_recomputation(run):
     }
     assert content["pools"]["local"]["head"]["recall"][0] == pytest.approx(recall["never"])
     assert content["pools"]["local"]["head"]["recall"][-1] == pytest.approx(recall["always"])
+    assert content["provenance"]["seconds_from"] == "evaluate"
     evaluate(run)  # everything is stored: no speed
     again = json.loads((folder / "think_curve.json").read_text())
     assert again["queries_per_second"] is None
@@ -233,8 +234,11 @@ def test_think_curve_is_that_of_a_slow_recomputation(run):
 
 
 def test_pictures_and_scalars_lie_in_the_runs_own_log(run):
-    calibrate(run)
+    found = calibrate(run)
     folder = evaluate(run)
+    content = json.loads((folder / "think_curve.json").read_text())
+    assert content["provenance"]["seconds_from"] == "calibrate"  # its embeddings are stored
+    assert {name: content[name] for name in TIMES} == {name: found[name] for name in TIMES}
     for name in ("think_curve_local", "think_curve_union", "recall_by_speed_local", "reliability"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.size == (900, 600)
@@ -247,11 +251,11 @@ def test_pictures_and_scalars_lie_in_the_runs_own_log(run):
 def test_what_is_missing_is_said(run, args, tmp_path):
     with pytest.raises(ValueError, match="is missing: run python -m tracelib calibrate --run"):
         evaluate(run, "--gate.budget=0.3")
-    with pytest.raises(ValueError, match="choose one"):
-        evaluate(run, "--gate.budget=0.3", "--gate.threshold=0.3", "--split=test")
     with pytest.raises(FileNotFoundError, match=r"config\.yaml is missing"):
         calibrate(tmp_path)
     calibrate(run)
+    with pytest.raises(ValueError, match="choose one"):
+        evaluate(run, "--gate.budget=0.3", "--gate.threshold=0.3")
     with pytest.raises(ValueError, match=r"budget is 1\.5, allowed 0 \.\. 1"):
         evaluate(run, "--gate.budget=1.5")
 

@@ -16,7 +16,6 @@ from tracelib.data.jsonl import read_rows
 from tracelib.data.rationales import parse_rationale
 from tracelib.models.gates import AlwaysGate, NeverGate
 from tracelib.recipe import load_run
-from tracelib.types import QueryBatch
 
 SEED = 3
 HELD_OUT = 0.3

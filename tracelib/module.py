@@ -25,8 +25,9 @@ from tracelib.distributed import (
 from tracelib.losses.contrastive import InfoNCELoss
 from tracelib.losses.language_modeling import compute_lm_loss
 from tracelib.losses.routing import compute_router_loss
+from tracelib.models.decoding import EngineOutput
 from tracelib.models.encoder import Encoder, EncoderOutput
-from tracelib.models.engine import EngineOutput, ReasoningEngine
+from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import FirstTokenGate, Gate, HeadGate
 from tracelib.models.router import NUM_TASKS, DifficultyRouter
 from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
@@ -100,9 +101,7 @@ class RetrievalModule(LightningModule):
         )
         if self.router is None and isinstance(self.gate, HeadGate):
             raise ValueError("the gate is HeadGate, but model.router_weight 0 builds no router")
-        self.engine = ReasoningEngine(
-            encoder, self.router, max_rationale_tokens, decode_batch_size
-        )
+        self.engine = ReasoningEngine(encoder, self.router, max_rationale_tokens, decode_batch_size)
         # Easy and hard training queries seen per task: what the task_prior gate knows.
         self.register_buffer("task_counts", torch.zeros(NUM_TASKS, 2, dtype=torch.long))
         # Checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing.
@@ -170,7 +169,8 @@ class RetrievalModule(LightningModule):
     def _count_tasks(self, batch: TrainBatch) -> None:
         tasks, difficulty = gather_tensor(batch.task_ids), gather_tensor(batch.difficulty)
         known = difficulty >= 0
-        counts = torch.bincount(tasks[known] * 2 + difficulty[known], minlength=2 * NUM_TASKS)
+        is_hard = (difficulty[known] >= 0.5).long()  # a label, or a probability
+        counts = torch.bincount(tasks[known] * 2 + is_hard, minlength=2 * NUM_TASKS)
         self.task_counts += counts.view(NUM_TASKS, 2)
 
     def get_task_prior(self, task_ids: Tensor) -> Tensor:
@@ -182,14 +182,6 @@ class RetrievalModule(LightningModule):
         """Embed queries under `gate`, or under the recipe's."""
         prior = self.get_task_prior(batch.task_ids.to(self.device))
         return self.engine.embed_queries(batch.inputs, gate or self.gate, prior, batch.query_ids)
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Leave queries in host memory: the engine moves them part by part."""
-        if isinstance(batch, QueryBatch):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def embed_candidates(self, batch: CandidateBatch) -> Tensor:
         """Return `[B, D]` embeddings of candidates, which never reason; float32, not normalised."""

@@ -113,7 +113,8 @@ def load_run(run: Path) -> tuple[RetrievalModule, MBEIRDataModule, dict[str, Any
     """
     recipe = read_recipe(run)
     # The trainer of the saved recipe may ask for devices that are not here, and is not needed.
-    cli = build_cli({"model": recipe["model"], "data": recipe["data"]}, run=False)
+    parts = ("seed_everything", "model", "data")
+    cli = build_cli({part: recipe[part] for part in parts}, run=False)
     module, data = cli.model, cli.datamodule
     assert isinstance(module, RetrievalModule)
     assert isinstance(data, MBEIRDataModule)

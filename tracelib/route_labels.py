@@ -1,14 +1,10 @@
-"""The `route-labels` verb: which queries a fitted run serves better with a thought of its own.
-
-Shapes: Q queries, S thoughts of each.
-"""
+"""The `route-labels` verb: which queries a fitted run serves better with a thought of its own."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,27 +20,21 @@ from rich.progress import (
 from rich.table import Table
 from torch import Tensor
 
-from tracelib.callbacks.embedding_session import EmbeddingSession, build_keys
-from tracelib.callbacks.stored_evaluation import CHUNK_SIZE, build_facts
+from tracelib.callbacks.thought_sessions import ThoughtSessions
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.jsonl import write_rows
 from tracelib.data.rationales import RationaleRow
 from tracelib.data.table_cache import hash_file
-from tracelib.metrics.ranking import RaggedIds
 from tracelib.metrics.utility import (
     Standing,
     UtilityRule,
     compute_utility,
     summarize_labels,
 )
-from tracelib.models.engine import EngineOutput
-from tracelib.models.gates import AlwaysGate, NeverGate
 from tracelib.models.sampling import Sampling
 from tracelib.module import RetrievalModule
 from tracelib.recipe import load_run
-from tracelib.retrieval.positive_ranks import find_standing
 from tracelib.retrieval.runs import collect_provenance, write_whole
-from tracelib.types import QueryBatch
 
 _NUM_DIGITS = 6
 
@@ -99,24 +89,26 @@ def route_labels(
     sampling = dataclasses.replace(sampling, seed=data.seed)
     fingerprint = module.compute_fingerprint()
     module.encoder.merge_lora()
-    sessions = _open_sessions(module, data, split, fingerprint, sampling, store_dir)
+    sessions = ThoughtSessions(module, data, split, store_dir, fingerprint, sampling)
     console = Console()
     columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-        _embed(module, data, split, sessions, sampling, progress)
-        standings = _find_standings(sessions, module.device, progress)
+        sessions.embed(progress)
+        direct, thought = sessions.find_standings(progress)
     name = run.parent.name if run.name.startswith("version_") else run.name
     writer = f"{name} {fingerprint[:12]}"
-    summary = _write_labels(output, rule, sessions, standings, split, data, writer)
+    summary = _write_labels(output, sessions, direct, thought, rule, writer)
     provenance = collect_provenance(
-        config,
-        data.reader.file_hashes(split),
-        _get_prompt_policy(data, split),
-        str(module.encoder.dtype),
+        config, data.reader.file_hashes(split), sessions.prompt_policy, str(module.encoder.dtype)
     )
-    made = {"split": split, "weights": fingerprint, "rows_sha256": hash_file(output)}
-    made |= {"sampling": dataclasses.asdict(sampling), "rule": dataclasses.asdict(rule)}
-    content = {"provenance": provenance | made, "summary": summary}
+    provenance |= {
+        "split": split,
+        "weights": fingerprint,
+        "sampling": dataclasses.asdict(sampling),
+        "rule": dataclasses.asdict(rule),
+        "rows_sha256": hash_file(output),
+    }
+    content = {"provenance": provenance, "summary": summary}
     write_whole(output.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
     console.print(_build_table(summary))
     console.print(f"{summary['num_queries']} rows: {output}", soft_wrap=True)
@@ -154,139 +146,19 @@ def _load(
     return module.to("cuda" if torch.cuda.is_available() else "cpu"), data, config
 
 
-def _get_prompt_policy(data: MBEIRDataModule, split: str) -> str:
-    return "random" if split == "train" else data.prompt_policy
-
-
-def _open_sessions(
-    module: RetrievalModule,
-    data: MBEIRDataModule,
-    split: str,
-    fingerprint: str,
-    sampling: Sampling,
-    store_dir: Path,
-) -> list[EmbeddingSession]:
-    """Return the stores of the direct embeddings and of each sample's; candidates are shared.
-
-    Those of the val split without sampling are those of `evaluate`.
-    """
-    chosen: dict[str, Any] = {"prompt_policy": _get_prompt_policy(data, split)}
-    if split == "train":
-        chosen |= {"held_out": data.held_out, "train_file": data.train_file}
-    if chosen["prompt_policy"] == "random":
-        chosen["seed"] = data.seed
-    sessions = []
-    for number in range(1 + sampling.num_samples):
-        gate = AlwaysGate() if number else NeverGate()
-        keys = build_keys(module, data, gate, fingerprint, "merged")
-        drawn: dict[str, Any] = {}
-        if number and sampling.temperature:
-            drawn = {"temperature": sampling.temperature, "draw": [sampling.seed, number]}
-        keys = dataclasses.replace(keys, query=keys.query | chosen | drawn)
-        size = module.encoder.hidden_size
-        sessions.append(EmbeddingSession(data, split, store_dir, keys, size))
-    return sessions
-
-
-@torch.no_grad()
-def _embed(
-    module: RetrievalModule,
-    data: MBEIRDataModule,
-    split: str,
-    sessions: list[EmbeddingSession],
-    sampling: Sampling,
-    progress: Progress,
-) -> None:
-    """Store what is missing, each query's direct embedding and all its thoughts at once."""
-    plans = [session.plan_batches() for session in sessions]
-    pending = {
-        tuple(batch)
-        for session, (queries, _) in zip(sessions, plans, strict=True)
-        for batch in queries
-        if session.queries.list_open_shards()
-    }
-    queries = [list(batch) for batch in sorted(pending, key=lambda batch: batch[0])]
-    candidates = plans[0][1] if sessions[0].candidates.list_open_shards() else []
-    query_loader, candidate_loader = data.build_evaluation_loaders(split, queries, candidates)
-    for batch in progress.track(candidate_loader, description="candidates"):
-        batch.inputs = batch.inputs.to(module.device)
-        sessions[0].write_candidates(batch, module.embed_candidates(batch))
-    for batch in progress.track(query_loader, description="queries"):
-        outputs = _think(module, batch, sampling)
-        for session, output in zip(sessions, outputs, strict=True):
-            session.write_queries(batch, output)
-    for session in sessions:
-        session.finish()
-
-
-def _think(module: RetrievalModule, batch: QueryBatch, sampling: Sampling) -> list[EngineOutput]:
-    """Return what becomes of a batch directly, and with each sample of a thought."""
-    prior = module.get_task_prior(batch.task_ids.to(module.device))
-    output = module.engine.embed_queries(
-        batch.inputs, AlwaysGate(), prior, batch.query_ids, sampling
-    )
-    num = sampling.num_samples
-    samples = [
-        EngineOutput(**{name: value[first::num] for name, value in vars(output).items()})
-        for first in range(num)
-    ]
-    if module.encoder.read_offset != -1:  # the embedding token has to be read as well
-        return [module.embed_queries(batch, NeverGate()), *samples]
-    nobody = torch.zeros_like(samples[0].thinks)
-    direct = dataclasses.replace(
-        samples[0],
-        embeddings=samples[0].direct_embeddings,
-        thinks=nobody,
-        is_forced=nobody,
-        rationale_token_ids=[[] for _ in nobody],
-    )
-    return [direct, *samples]
-
-
-def _find_standings(
-    sessions: list[EmbeddingSession], device: torch.device, progress: Progress
-) -> list[Standing]:
-    """Return each session's ranks and margins `[Q]` in the queries' own pools."""
-    found, positives = sessions[0].found, build_facts(sessions[0].found).positives
-    task = progress.add_task("ranks", total=2 * len(sessions) * len(found.candidates))
-
-    def track(column: str) -> Iterator[tuple[int, Tensor]]:
-        for place, rows in sessions[0].iterate_candidates(column, CHUNK_SIZE):
-            yield place, rows
-            progress.advance(task, len(rows))
-
-    def iterate_columns(session: EmbeddingSession) -> Iterator[Standing]:
-        queries = session.read_query_embeddings()
-        for column, span in found.query_spans.items():
-            bounds = positives.offsets[span.start : span.stop + 1]
-            own = RaggedIds(bounds - bounds[0], positives.ids[bounds[0] : bounds[-1]])
-            rows = queries[span.start : span.stop].to(device)
-            yield find_standing(rows, own, partial(track, column))
-
-    return [_join(iterate_columns(session)) for session in sessions]
-
-
-def _join(parts: Iterable[Standing]) -> Standing:
-    ranks, margins = zip(*((part.rank, part.margin) for part in parts), strict=True)
-    return Standing(torch.cat(ranks), torch.cat(margins))
-
-
 def _write_labels(
     path: Path,
+    sessions: ThoughtSessions,
+    direct: Standing,
+    thought: Standing,
     rule: UtilityRule,
-    sessions: list[EmbeddingSession],
-    standings: list[Standing],
-    split: str,
-    data: MBEIRDataModule,
     writer: str,
 ) -> dict[str, Any]:
     """Write a row per query; return the summary."""
-    direct, *thoughts = standings
-    queries, written = sessions[0].found.queries, [s.read_thoughts(None) for s in sessions[1:]]
-    ranks = torch.stack([standing.rank for standing in thoughts])
-    thought = Standing(ranks, torch.stack([standing.margin for standing in thoughts]))
+    queries, tokenizer = sessions.found.queries, sessions.data.processor.tokenizer
+    written = [session.read_thoughts(None) for session in sessions.thoughts]
     # The embedding token is no cost of thinking: a direct query has it too.
-    num_tokens = torch.stack([some.num_tokens - 1 for some in written])
+    num_tokens = torch.stack([thoughts.num_tokens - 1 for thoughts in written])
     utility = compute_utility(direct, thought, num_tokens)
     labels, targets = rule.label(utility), rule.compute_soft_target(utility)
     columns: Mapping[str, list[Any]] = {
@@ -295,7 +167,7 @@ def _write_labels(
         "soft_target": _list_numbers(targets),
         "num_tokens": _list_numbers(utility.num_tokens),
         "rank_direct": direct.rank.tolist(),
-        "ranks_thought": ranks.T.tolist(),
+        "ranks_thought": thought.rank.T.tolist(),
     }
     rows = zip(
         queries.query_ids,
@@ -308,13 +180,14 @@ def _write_labels(
 
     def format_rows() -> Iterator[dict[str, Any]]:
         for query_id, task_id, label, ids, values in rows:
-            text = data.processor.tokenizer.decode(list(ids)).strip() or None
+            text = str(tokenizer.decode(list(ids))).strip() or None
             row = RationaleRow(query_id, task_id, label, text, None, None, "self", writer)
-            yield row.format_fields() | {"split": split} | dict(zip(columns, values, strict=True))
+            more = {"split": queries.split, **dict(zip(columns, values, strict=True))}
+            yield row.format_fields() | more
 
     write_rows(path, format_rows())
     summary = summarize_labels(labels, torch.from_numpy(queries.difficulty), utility)
-    is_forced = torch.cat([some.is_forced for some in written])
+    is_forced = torch.cat([thoughts.is_forced for thoughts in written])
     return summary | {"forced_emb_token_rate": is_forced.double().mean().item()}
 
 

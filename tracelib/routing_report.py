@@ -34,16 +34,12 @@ def report_routing(
         provenance: Of `describe_evaluation`.
     """
     direct, thought = found[NeverGate.name], found[AlwaysGate.name]
-    num_queries = len(direct.facts)
-    times = [
-        None if side.thoughts.seconds is None else side.thoughts.seconds / num_queries
-        for side in (direct, thought)
-    ]
+    seconds, source = _find_seconds(loaded, direct, thought)
     tasks = torch.from_numpy(direct.evaluation_set.queries.task_ids).long()
     prior = loaded.module.get_task_prior(tasks.to(loaded.module.device)).cpu()
-    curves = trace_gates(_collect(direct), _collect(thought), prior, *times)
+    curves = trace_gates(_collect(direct), _collect(thought), prior, *seconds)
     folder = loaded.evaluation_folder
-    write_think_curves(folder / "think_curve.json", curves, provenance)
+    write_think_curves(folder / "think_curve.json", curves, {"seconds_from": source, **provenance})
     pictures = draw_think_curves(loaded.split, curves)
     scalars: dict[str, float] = {}
     if HeadGate.name in found:
@@ -60,6 +56,21 @@ def report_routing(
             if row.metric.startswith(_ROUTER)
         }
     write_charts(folder, loaded.folder, loaded.split, pictures, scalars)
+
+
+def _find_seconds(
+    loaded: LoadedRun, direct: Evaluation, thought: Evaluation
+) -> tuple[tuple[float | None, float | None], str | None]:
+    """Return the seconds of a query without and with thought, and who measured them.
+
+    Those of the calibration stand in where embeddings were in the store already.
+    """
+    totals = direct.thoughts.seconds, thought.thoughts.seconds
+    if totals[0] is not None and totals[1] is not None:
+        return (totals[0] / len(direct.facts), totals[1] / len(direct.facts)), "evaluate"
+    if (found := loaded.calibration) is not None:
+        return (found.direct_seconds, found.thought_seconds), "calibrate"
+    return (None, None), None
 
 
 def _collect(evaluation: Evaluation) -> PerQuery:

@@ -18,8 +18,9 @@ from decode_loops import DecodeLoop
 from query_sources import Source, cast_weights, join_prompts
 from torch.nn import functional
 
+from tracelib.models.decoding import EngineOutput
 from tracelib.models.encoder import Encoder
-from tracelib.models.engine import EngineOutput, ReasoningEngine
+from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import AlwaysGate, FirstTokenGate, Gate, NeverGate
 from tracelib.types import EncoderInput
 

@@ -5,47 +5,35 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-_LOOK_SECONDS = 0.003
+_PROCESS = Path("/proc/self")
 
 
 def measure_peak(work: Callable[[], object], device: str) -> tuple[float, float]:
     """Do the work; return the bytes held before it, and the most held during it.
 
-    On a GPU these are the allocator's own counts. On the CPU they are all of the process's memory
-    but for mapped files, Python and torch included, looked at every few milliseconds; what the C
-    library has kept of memory that was freed before goes back first (Linux, glibc).
+    On a GPU these are the allocator's own counts. On the CPU they are the kernel's: all of the
+    process's memory but for mapped files, Python and torch included. What the C library has kept of
+    memory that was freed before goes back first (Linux, glibc).
     """
     gc.collect()
-    if device.startswith("cuda"):
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
         return float(before), float(torch.cuda.max_memory_allocated())
     ctypes.CDLL(None).malloc_trim(0)
-    is_done = threading.Event()
-    seen = [_read_anonymous_bytes()]
-
-    def watch() -> None:
-        while not is_done.wait(_LOOK_SECONDS):
-            seen.append(_read_anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        work()
-    finally:
-        is_done.set()
-        watcher.join()
-    return float(seen[0]), float(max(seen))
+    (_PROCESS / "clear_refs").write_text("5")  # the peak starts anew from what is held now
+    held = _read_bytes("VmRSS") - _read_bytes("RssFile")
+    work()
+    return held, _read_bytes("VmHWM") - _read_bytes("RssFile")
 
 
-def _read_anonymous_bytes() -> int:
-    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+def _read_bytes(name: str) -> float:
+    found = re.search(rf"{name}:\s+(\d+) kB", (_PROCESS / "status").read_text())
     assert found is not None
-    return int(found[1]) * 1024
+    return float(found[1]) * 1024

@@ -137,6 +137,43 @@ def test_a_set_is_spread_over_the_lengths_of_thoughts(load_script):
     assert len(sides.spread(queries, 20)) == 10
 
 
+def test_measures_every_side_of_one_model(load_script):
+    sources, sides = load_script("query_sources"), load_script("engine_sides")
+    sizes = sources.Sizes(64, 96, 2, 4, 2, 128)
+    source = sources.CountdownSource(sizes, "float32", "cpu", 20, 1 / 2, (4, 9), (2, 7))
+    found = sides.EngineSides(source.load(), 4, 3, num_queries=8, num_looped=4)
+    assert (len(found.hard), len(found.easy), found.mixed_share) == (8, 8, 0.5)
+    for name, queries in found.looped.items():
+        assert sum(bool(query.thought) for query in queries) == {"hard": 4, "mix": 2}[name]
+    checked = found.check_outputs()
+    assert checked["equal_thoughts"] == 1
+    assert 0 < checked["worst_difference"] < 1e-4
+    drift = found.compare_bfloat16()
+    assert drift["bfloat16_equal_thoughts"] == 1
+    assert 0.99 < drift["bfloat16_worst_cosine"] < 1 - 1e-7
+    rates = found.time_sides(num_runs=1)
+    assert set(rates) == {
+        *("think_all", "natural_mix", "easy", "direct"),
+        *("generate_think_all", "generate_natural_mix", "loop_think_all", "loop_natural_mix"),
+    }
+    assert min(rates.values()) > 0
+    places = [query.place for query in found.hard]
+    for side in ("engine", "generate"):
+        held, peak = load_script("engine").measure_side(side, source, places, 4, 3, 1)
+        assert 0 < held <= peak
+
+
+def test_sides_that_disagree_are_not_timed(load_script):
+    sources, sides = load_script("query_sources"), load_script("engine_sides")
+    sizes = sources.Sizes(64, 96, 2, 4, 2, 128)
+    source = sources.CountdownSource(sizes, "float32", "cpu", 8, 1 / 2, (4, 9), (2, 7)).load()
+    found = sides.EngineSides(source, 4, 3, num_queries=4, num_looped=1)
+    found.loop = dataclasses.replace(found.loop, max_rationale_tokens=1)
+    with pytest.raises(ValueError, match="engine and loops disagree"):
+        found.check_outputs()
+
+
+@pytest.mark.slow
 def test_engine_bench_from_the_command_line(tiny_scenes, tiny_backbone, tmp_path, run_script):
     main(["fit", *write_recipe(tmp_path, tiny_scenes, tiny_backbone)])
     run = tmp_path / "tiny" / "version_0"

@@ -158,6 +158,7 @@ def test_thoughts_come_back_as_they_were(built, tmp_path):
         assert thoughts.rationale_token_ids[place] == expected.rationale_token_ids[row]
         assert thoughts.thinks[place] == expected.thinks[row]
         assert thoughts.think_probability[place] == pytest.approx(expected.think_probability[row])
+        assert thoughts.emb_is_first[place] == expected.emb_is_first[row]
         stored = session.read_query_embeddings()[place]
         direct = torch.nn.functional.normalize(expected.embeddings[row], dim=0)
         torch.testing.assert_close(stored, direct, atol=1e-5, rtol=0)

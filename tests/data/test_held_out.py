@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_the_share_is_that_asked_for_and_the_choice_is_the_ids_own():
 def test_a_larger_share_holds_out_more_of_the_same():
     marks = [mark_held_out(IDS, share, seed=0) for share in (0.0, 0.1, 0.5, 1.0)]
     assert [int(mark.sum()) for mark in (marks[0], marks[-1])] == [0, len(IDS)]
-    for fewer, more in zip(marks, marks[1:], strict=False):
+    for fewer, more in pairwise(marks):
         assert (more | ~fewer).all()
 
 

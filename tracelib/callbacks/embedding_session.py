@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.distributed import gather_rows, get_rank, get_world_size, wait_for_ranks
-from tracelib.models.engine import EngineOutput
+from tracelib.models.decoding import EngineOutput
 from tracelib.models.gates import Gate
 from tracelib.module import RetrievalModule
 from tracelib.retrieval.evaluation import Thoughts
@@ -65,6 +65,7 @@ def build_keys(
         "version": EMBEDDING_VERSION,
         "weights": fingerprint,
         "precision": f"{module.encoder.dtype} {precision}",
+        "attention": module.encoder.attention,
         "read_offset": module.encoder.read_offset,
         "emb_token": renderer.emb_token,
         "max_text_tokens": renderer.max_text_tokens,

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from tracelib.callbacks.embedding_session import EmbeddingSession, build_keys
 from tracelib.data.datamodule import MBEIRDataModule
-from tracelib.models.engine import EngineOutput
+from tracelib.models.decoding import EngineOutput
 from tracelib.models.gates import AlwaysGate, Gate, NeverGate
 from tracelib.module import RetrievalModule
 from tracelib.types import CandidateBatch, QueryBatch

@@ -94,7 +94,7 @@ class RoutingMonitor(Callback):
         if pl_module.router is None:
             return
         decisions = (outputs["router_logits"] >= 0).int()
-        self.stat_scores.update(decisions, outputs["difficulty"])
+        self.stat_scores.update(decisions, outputs["difficulty"].round().int())
         step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         # With accumulated gradients several batches end at the same step.
         if not interval or step % interval or step == self._logged_step:

@@ -27,7 +27,7 @@ from tracelib.retrieval.ranking import Chunks, Search, rank_pools
 from tracelib.retrieval.runs import ResultRow
 from tracelib.retrieval.search import TopKSearch, estimate_search_bytes
 
-CHUNK_SIZE = 16_384
+CHUNK_SIZE = 32_768
 """Candidates scored at once unless told otherwise."""
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
@@ -223,6 +224,14 @@ class MBEIRDataModule(lightning.LightningDataModule):
         return DataLoader(
             self.train_dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers
         )
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Leave queries in host memory: the engine moves them part by part."""
+        if isinstance(batch, QueryBatch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> EvaluationLoaders:
         """Return what is to be embedded of the val split: queries, and candidates."""

@@ -54,6 +54,10 @@ def compute_fingerprint(backbone: str) -> str:
     return digest.hexdigest()[:16]
 
 
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+"""Who computes attention: torch, plain torch operations, or an installed flash-attn."""
+
+
 def load_backbone(
     backbone: str,
     emb_token: str,
@@ -61,6 +65,7 @@ def load_backbone(
     train_projector: bool,
     dtype: Literal["float32", "bfloat16", "float16"],
     gradient_checkpointing: bool,
+    attention: Attention = "sdpa",
 ) -> tuple[PreTrainedModel | PeftModel, int]:
     """Load a backbone, add the embedding token and freeze all that is not trained.
 
@@ -74,6 +79,7 @@ def load_backbone(
         train_projector: Whether the vision merger is trained (TRACE trains it).
         dtype: Type of the weights.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        attention: Who computes attention.
 
     Returns:
         The model and the embedding token's id.
@@ -86,7 +92,7 @@ def load_backbone(
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         output_loading_info=True,
         trust_remote_code=False,
         use_safetensors=True,

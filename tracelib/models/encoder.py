@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tracelib.models.backbone import LoRA, compute_fingerprint, load_backbone
+from tracelib.models.backbone import Attention, LoRA, compute_fingerprint, load_backbone
 from tracelib.models.pooling import find_emb_position, pool_embedding
 from tracelib.types import EncoderInput
 
@@ -60,6 +61,8 @@ class Encoder(nn.Module):
         train_projector: Whether the vision merger is trained; the vision encoder itself is frozen.
         dtype: Type of the weights.
         gradient_checkpointing: Recompute activations in the backward pass.
+        attention: Who computes attention: `sdpa` (torch), `eager`, or `flash_attention_2` where it
+            is installed.
 
     Raises:
         ValueError: The backbone does not load cleanly, or `read_offset` is neither -1 nor 0.
@@ -77,6 +80,7 @@ class Encoder(nn.Module):
         train_projector: bool = True,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         gradient_checkpointing: bool = False,
+        attention: Attention = "sdpa",
     ) -> None:
         super().__init__()
         if read_offset not in (-1, 0):
@@ -86,8 +90,10 @@ class Encoder(nn.Module):
             )
         self.read_offset, self.lora = read_offset, lora
         self.model, self.emb_token_id = load_backbone(
-            backbone, emb_token, lora, train_projector, dtype, gradient_checkpointing
+            backbone, emb_token, lora, train_projector, dtype, gradient_checkpointing, attention
         )
+        self.attention = attention
+        rank_zero_info(f"backbone {backbone}: {dtype}, attention by {attention}")
         self.fingerprint = compute_fingerprint(backbone)
 
     @property

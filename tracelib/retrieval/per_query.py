@@ -129,8 +129,7 @@ def read_per_query(path: Path) -> PerQuery:
         raise ValueError(f"{path} is no Parquet file that can be read: {error}") from error
     if table.schema.names != _SCHEMA.names or table.schema.types != _SCHEMA.types:
         raise ValueError(
-            f"{path} has columns {table.schema.names}; expected {_SCHEMA.names}; "
-            "evaluate again"
+            f"{path} has columns {table.schema.names}; expected {_SCHEMA.names}; evaluate again"
         )
     whole = {
         name: torch.from_numpy(table[name].to_numpy().copy())
