@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import cut_scenes, write_recipe
 from tracelib.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,17 @@ def test_tracelib_commands_parse(command, capsys, monkeypatch):
             main([*args, "--print_config"])
         assert stop.value.code in (0, None)
     assert capsys.readouterr().out
+
+
+def test_python_example_runs(tiny_scenes, tiny_backbone, tmp_path, capsys):
+    args = write_recipe(tmp_path, cut_scenes(tiny_scenes, tmp_path / "scenes"), tiny_backbone)
+    main(["fit", *args, "--trainer.limit_val_batches=0"])
+    capsys.readouterr()
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    named = "runs/trace_scenes/version_0"
+    assert named in example
+    exec(example.replace(named, str(tmp_path / "tiny" / "version_0")), {})
+    assert "tensor([" in capsys.readouterr().out
 
 
 def test_paths_exist():
