@@ -145,6 +145,20 @@ def test_equal_candidates_are_embedded_once_and_tie(built, tmp_path):
         assert places.index(first) + 1 == places.index(others[0]) == places.index(others[1]) - 1
 
 
+@pytest.mark.parametrize("window", [1, 2, 8])
+def test_a_window_of_query_batches_is_embedded_at_once(built, tmp_path, monkeypatch, window):
+    data = built[1]
+    monkeypatch.setattr(data, "eval_window", window)
+    monkeypatch.setattr(data, "eval_batch_size", 2)
+    session = make_session(built, tmp_path)
+    queries, candidates = session.plan_batches()
+    assert max(map(len, queries)) == min(2 * window, 4)  # a column has four queries
+    assert max(map(len, candidates)) == 2
+    assert sorted(place for batch in queries for place in batch) == list(
+        range(len(session.found.queries))
+    )
+
+
 def test_thoughts_come_back_as_they_were(built, tmp_path):
     module, data = built
     session = make_session(built, tmp_path, AlwaysGate())

@@ -3,12 +3,13 @@ import os
 import shutil
 
 import pytest
+import torch
 
 from tests.tiny import cut_scenes, rewrite_rows
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.jsonl import DataError
 from tracelib.data.layout import Layout
-from tracelib.types import QueryBatch
+from tracelib.types import CandidateBatch, QueryBatch
 
 TASKS = (0, 1, 2, 3, 4, 6, 7, 8)
 
@@ -110,7 +111,7 @@ def test_pools_are_places_in_the_union_pool(make, shared_root):
 
 @pytest.mark.parametrize("size", [5, 12])
 def test_evaluation_batches_are_those_asked_for(make, shared_root, size):
-    data = make(shared_root, "test")
+    data = make(shared_root, "test", eval_batch_size=3, eval_window=2)
     found = data.evaluation_sets["test"]
     asked = [
         [list(range(len(records)))[start::size] for start in range(size)]
@@ -123,7 +124,21 @@ def test_evaluation_batches_are_those_asked_for(make, shared_root, size):
         assert isinstance(batches[0], QueryBatch) == (records is found.queries)
         assert [batch.indices.tolist() for batch in batches] == asked[records is not found.queries]
         for batch in batches:
-            assert len(batch.inputs.input_ids) == len(batch.indices)
+            if isinstance(batch, CandidateBatch):
+                assert len(batch.inputs.input_ids) == len(batch.indices)
+            else:
+                sizes = [len(part.input_ids) for part in batch.inputs]
+                assert max(sizes) <= 3  # read at once, whatever is asked for
+                assert sum(sizes) == len(batch.indices)
+                assert torch.equal(batch.query_ids, torch.from_numpy(records.ids[batch.indices]))
+                tasks = torch.from_numpy(records.task_ids[batch.indices])
+                assert torch.equal(batch.task_ids, tasks.long())
+
+
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "eval_window"])
+def test_a_size_below_one_is_refused(make, shared_root, name):
+    with pytest.raises(ValueError, match=rf"{name} is 0, must be at least 1 \(data\.{name}\)"):
+        make(shared_root, **{name: 0})
 
 
 def test_training_batches(make, shared_root):

@@ -11,7 +11,12 @@ from tracelib.data.jsonl import write_rows
 from tracelib.data.layout import Layout
 from tracelib.data.mbeir import MBEIRReader
 from tracelib.data.rationales import RationaleRow, write_rationales
-from tracelib.data.records import MAX_CANDIDATE_NUMBER, TASK_MODALITIES, encode_id
+from tracelib.data.records import (
+    MAX_CANDIDATE_NUMBER,
+    MAX_QUERY_NUMBER,
+    TASK_MODALITIES,
+    encode_id,
+)
 from tracelib.prompts import Template
 from tracelib.types import Candidate, Query, Rationale
 
@@ -239,13 +244,33 @@ def test_asking_for_rationales_where_there_are_none_is_refused(renderer, rationa
 
 
 def test_prompts_are_padded_left_and_know_their_place(renderer, processor):
-    batch = QueryDataset(MBEIRReader(renderer.root).read_queries("train"), renderer)[[3, 0]]
+    dataset = QueryDataset(MBEIRReader(renderer.root).read_queries("train"), renderer, 2)
+    batch = dataset[[3, 0]]
     assert batch.indices.tolist() == [3, 0]
     assert batch.task_ids.tolist() == [6, 0]
-    assert batch.inputs.attention_mask[:, -1].tolist() == [1, 1]
-    assert not batch.inputs.attention_mask.all()
-    assert (batch.inputs.labels == -100).all()
-    assert EMB not in "".join(text for text, _ in decode(processor, batch.inputs))
+    assert batch.query_ids.tolist() == [encode_id(f"5:{n}", MAX_QUERY_NUMBER) for n in (4, 1)]
+    assert batch.query_ids.dtype == torch.int64
+    (inputs,) = batch.inputs
+    assert inputs.attention_mask[:, -1].tolist() == [1, 1]
+    assert not inputs.attention_mask.all()
+    assert (inputs.labels == -100).all()
+    assert EMB not in "".join(text for text, _ in decode(processor, inputs))
+
+
+@pytest.mark.parametrize(
+    ("part_size", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [2, 2]), (4, [4]), (9, [4])]
+)
+def test_prompts_come_in_parts_of_one_size_and_order(renderer, processor, part_size, sizes):
+    dataset = QueryDataset(MBEIRReader(renderer.root).read_queries("train"), renderer, part_size)
+    order = [2, 0, 3, 1]
+    parts = dataset[order].inputs
+    assert [len(part.input_ids) for part in parts] == sizes
+    found = [row for part in parts for row in decode(processor, part)]
+    assert found == [decode(processor, dataset[[i]].inputs[0])[0] for i in order]
+    for part in parts:  # each as long as its own longest prompt, with its own pictures only
+        assert part.attention_mask[:, 0].any()
+        num_pictures = sum(QUERIES[order.pop(0)].image_path is not None for _ in part.input_ids)
+        assert num_pictures == (0 if part.image_grid_thw is None else len(part.image_grid_thw))
 
 
 def test_candidates_know_their_place(renderer, processor):

@@ -349,16 +349,16 @@ def events(monkeypatch):
 def test_rows_enter_and_leave_a_cache_that_grows_and_moves(
     thinkers, processor, many, alone, read_offset, events
 ):
-    """From the shortest prompt to the longest, so that who comes later needs more room."""
-    lengths = processor(many).attention_mask.sum(-1)
-    order = lengths.argsort().tolist()
-    parts = render_parts(processor, many, order, [1, 2, 3, 4, 5, 9])
+    """The longest prompts come after the shortest, and so need more room than there is."""
+    order = processor(many).attention_mask.sum(-1).argsort().tolist()
+    order = order[:8] + order[:7:-1]
+    parts = render_parts(processor, many, order, [2, 6, 16])
     output = run(thinkers[read_offset], parts, AlwaysGate(), LONG_LIMIT, slots=6)
     check_rows(output, alone[read_offset], order)
     assert events["refill"] > 5
     assert events["hole filled"] > 5
-    assert events["columns moved"] > 2
-    assert events["more rows"] > 1
+    assert events["columns moved"] > 1
+    assert events["more rows"] > 0
     assert events["more columns"] > 0
 
 
@@ -385,7 +385,7 @@ def test_positions_without_the_pictures_share_are_wrong(
 
 
 @pytest.mark.parametrize("read_offset", [-1, 0])
-@pytest.mark.parametrize(("dtype", "least_cosine"), [("float16", 0.9999), ("bfloat16", 0.99)])
+@pytest.mark.parametrize(("dtype", "least_cosine"), [("float16", 0.9999), ("bfloat16", 0.999)])
 def test_half_precision_stays_near_float32(
     make_encoder, thinkers, processor, many, encode_alone, read_offset, dtype, least_cosine
 ):
@@ -434,6 +434,32 @@ def test_all_thoughts_can_be_cut(make_encoder, processor, many, encode_alone, re
     for row, turn in enumerate(many):
         expected = encode_alone(encoder, turn, output.rationale_token_ids[row])
         assert close(output.embeddings[row], expected)
+
+
+@pytest.mark.parametrize("read_offset", [-1, 0])
+def test_a_thought_that_ends_at_the_limit_itself_is_not_cut(
+    thinkers, processor, many, alone, read_offset, monkeypatch
+):
+    """Whatever the model would write behind its embedding token; here never another one."""
+    encoder, last_tokens = thinkers[read_offset], []
+    run_backbone, predict_tokens = encoder.run_backbone, encoder.predict_tokens
+
+    def note_tokens(inputs, positions, cache=None):
+        last_tokens[:] = [inputs.input_ids[:, -1]]
+        return run_backbone(inputs, positions, cache)
+
+    def close_once(states):
+        logits = predict_tokens(states)
+        logits[last_tokens[0] == encoder.emb_token_id, encoder.emb_token_id] = -torch.inf
+        return logits
+
+    monkeypatch.setattr(encoder, "run_backbone", note_tokens)
+    monkeypatch.setattr(encoder, "predict_tokens", close_once)
+    lengths = torch.tensor([len(ids) for ids in alone[read_offset].rationales])
+    inputs = processor(many, "left")
+    for limit in sorted({*lengths.tolist()} - {LONG_LIMIT}):
+        output = run(encoder, inputs, AlwaysGate(), limit)
+        assert torch.equal(output.is_forced, lengths > limit)
 
 
 def test_no_prompts_give_no_rows(encoders):

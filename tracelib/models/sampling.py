@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +30,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}, must be >= 0")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, must be finite and at least 0")
         if self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples}, must be at least 1")
         if self.num_samples > 1 and self.temperature == 0:
@@ -39,7 +40,7 @@ class Sampling:
             )
 
     def draw_uniforms(self, query_ids: Tensor, num_tokens: int, device: torch.device) -> Tensor:
-        """Return `[B * S, num_tokens]` numbers in 0 .. 1, query by query; empty if greedy."""
+        """Return `[B * S, num_tokens]` numbers in 0 .. 1, query by query; zeros if greedy."""
         ids = query_ids.tolist()
         if self.temperature == 0:
             return torch.zeros(len(ids), num_tokens, device=device)
@@ -56,5 +57,6 @@ class Sampling:
         """Return `[B]` tokens, the most likely or, by `uniforms` `[B]`, drawn from `[B, V]`."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        mass = torch.softmax(logits.float() / self.temperature, dim=-1).cumsum(-1)
+        below = logits.float() - logits.amax(-1, keepdim=True).float()  # no overflow at a low one
+        mass = torch.softmax(below / self.temperature, dim=-1).cumsum(-1)
         return (mass <= uniforms[:, None] * mass[:, -1:]).sum(-1).clamp(max=mass.shape[1] - 1)

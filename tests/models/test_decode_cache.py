@@ -1,0 +1,184 @@
+"""The cache of the decode batch against a plain list of rows."""
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tracelib.models.decode_cache import DecodeCache
+
+NUM_LAYERS, NUM_HEADS, HEAD_SIZE = 2, 3, 4
+SPARE = 16  # columns; more than that are never allocated beside those in use
+
+
+class ListedRows:
+    """The same, slowly: each row is, by layer, its keys and values `[2, H, tokens, E]`."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, layers, rows, mask):
+        self.rows += [[layer[:, row][:, :, mask[row].bool()] for layer in layers] for row in rows]
+
+    def append(self, layers):
+        for number, row in enumerate(self.rows):
+            row[:] = [
+                torch.cat([old, new[:, number]], 2) for old, new in zip(row, layers, strict=True)
+            ]
+
+    def keep(self, order):
+        self.rows = [self.rows[i] for i in order]
+
+
+def make_prompts(rng, num_rows, width, sides):
+    """Return random layers `[2, B, H, T, E]`, their cache and a mask padded as `sides` say."""
+    layers = [torch.randn(2, num_rows, NUM_HEADS, width, HEAD_SIZE) for _ in range(NUM_LAYERS)]
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(layers):
+        cache.update(keys, values, number)
+    mask = torch.zeros(num_rows, width).long()
+    for row in mask:
+        length = rng.randint(1, width)
+        if rng.choice(sides) == "left":
+            row[width - length :] = 1
+        else:
+            row[:length] = 1
+    return layers, cache, mask
+
+
+def add_prompts(rng, cache, listed, num_rows, width=None, sides=("left", "right")):
+    size = rng.randint(1, 5)
+    layers, source, mask = make_prompts(rng, size, width or rng.randint(1, 30), sides)
+    rows = rng.choices(range(size), k=num_rows)  # samples of a query are copies of a row
+    cache.add_rows(source, torch.tensor(rows), mask)
+    listed.add(layers, rows, mask)
+
+
+def step(cache, listed):
+    """Write one token of every row, and compare what attention would see."""
+    layers = [torch.randn(2, len(listed.rows), NUM_HEADS, 1, HEAD_SIZE) for _ in range(NUM_LAYERS)]
+    listed.append(layers)
+    columns = cache.get_seq_length()
+    assert cache.get_mask_sizes(1, 0) == (columns + 1, 0)
+    seen = [cache.update(keys, values, number) for number, (keys, values) in enumerate(layers)]
+    mask = cache.attention_mask
+    assert mask.shape == (len(listed.rows), columns + 1)
+    for number, row in enumerate(listed.rows):
+        for expected, (keys, values) in zip(row, seen, strict=True):
+            found = torch.stack([keys[number], values[number]])
+            assert torch.equal(found[:, :, mask[number].bool()], expected)
+    cache.advance()
+
+
+def drop(cache, listed, goes):
+    order = cache.drop_rows(torch.tensor(goes)).tolist()
+    assert sorted(order) == [i for i, gone in enumerate(goes) if not gone]
+    listed.keep(order)
+
+
+def check(cache, listed):
+    """Compare what is stored, and that nothing is stored that is not needed."""
+    lengths = [row[0].shape[2] for row in listed.rows]
+    assert cache.num_active == len(lengths)
+    assert cache.get_seq_length() == cache.stop - cache.start == max(lengths, default=0)
+    mask = cache.attention_mask
+    assert mask.sum(-1).tolist() == [length + 1 for length in lengths]  # the next token, too
+    columns = slice(cache.start, cache.stop)
+    for number, row in enumerate(listed.rows):
+        assert mask[number, -lengths[number] - 1 :].all()  # all rows end at the right edge
+        for layer, expected in zip(cache.layers, row, strict=True):
+            found = torch.stack([layer.keys[number], layer.values[number]])[:, :, columns]
+            assert torch.equal(found[:, :, mask[number, :-1].bool()], expected)
+
+
+@pytest.mark.parametrize("sides", [("left",), ("right",), ("left", "right")])
+@pytest.mark.parametrize("num_slots", [1, 2, 7])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_events_keeps_every_row(seed, num_slots, sides):
+    rng = random.Random(f"{seed} {num_slots} {sides}")
+    cache, listed, longest = DecodeCache(num_slots), ListedRows(), 0
+    for _ in range(150):
+        active = len(listed.rows)
+        event = rng.choices(("add", "drop", "step"), (2, 1, 5))[0]
+        if active < num_slots and (event == "add" or not active):
+            add_prompts(rng, cache, listed, rng.randint(1, num_slots - active), sides=sides)
+        elif event == "drop":
+            drop(cache, listed, [rng.random() < 0.4 for _ in range(active)])
+        else:
+            step(cache, listed)
+        check(cache, listed)
+        longest = max(longest, cache.get_seq_length())
+        keys = cache.layers[0].keys
+        assert keys.shape[0] <= num_slots
+        assert keys.shape[2] <= longest + SPARE
+
+
+def fill(num_slots, num_rows, width):
+    """Return a cache and its list with some rows of a width, and a step behind them."""
+    rng, cache, listed = random.Random(0), DecodeCache(num_slots), ListedRows()
+    add_prompts(rng, cache, listed, num_rows, width)
+    step(cache, listed)
+    return rng, cache, listed
+
+
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 60), (4, 3), (4, 60)])
+def test_active_rows_keep_their_coming_column_when_the_cache_grows(num_rows, width):
+    """The growth takes place between the steps, when the next column is already counted."""
+    rng, cache, listed = fill(8, 2, 5)
+    before = cache.layers[0].keys.shape
+    add_prompts(rng, cache, listed, num_rows, width)
+    assert cache.layers[0].keys.shape != before
+    assert cache.attention_mask[:, -1].tolist() == [1] * (2 + num_rows)
+    step(cache, listed)
+    check(cache, listed)
+
+
+def test_columns_move_back_when_they_reach_the_end():
+    rng, cache, listed = fill(2, 1, 5)
+    starts = []
+    for number in range(60):
+        step(cache, listed)
+        check(cache, listed)
+        if number % 6 == 0:  # one row always leaves, so that few columns are in use
+            add_prompts(rng, cache, listed, 1, 5)
+            drop(cache, listed, [True, False])
+        starts.append(cache.start)
+    assert sum(a > b for a, b in pairwise(starts)) > 1
+    assert cache.layers[0].keys.shape[2] <= 12 + SPARE
+
+
+def test_holes_are_filled_from_behind():
+    _, cache, listed = fill(6, 6, 4)
+    goes = [True, False, True, False, True, False]
+    order = cache.drop_rows(torch.tensor(goes)).tolist()
+    assert order[1] == 1  # who can stay where it is does
+    assert sorted(order) == [1, 3, 5]
+    listed.keep(order)
+    check(cache, listed)
+    step(cache, listed)
+
+
+def test_all_rows_may_leave_and_others_come():
+    rng, cache, listed = fill(3, 3, 9)
+    drop(cache, listed, [True, True, True])
+    assert cache.get_seq_length() == 0
+    assert cache.attention_mask.shape == (0, 1)
+    add_prompts(rng, cache, listed, 2, 20)
+    check(cache, listed)
+    step(cache, listed)
+    drop(cache, listed, [False, False])
+    check(cache, listed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_keys_and_values_keep_their_type(dtype):
+    source = DynamicCache()
+    source.update(torch.ones(1, 1, 2, 4, dtype=dtype), torch.ones(1, 1, 2, 4, dtype=dtype), 0)
+    cache = DecodeCache(1)
+    cache.add_rows(source, torch.tensor([0]), torch.ones(1, 2).long())
+    new = torch.ones(1, 1, 1, 4, dtype=dtype)
+    keys, values = cache.update(new, new, 0)
+    assert keys.dtype == values.dtype == dtype
+    assert keys.shape == values.shape == (1, 1, 3, 4)
