@@ -73,7 +73,11 @@ def whole(make_args):
     return found
 
 
-@pytest.mark.parametrize("settings", [[], TWO], ids=["one_process", "two_processes"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param([], marks=pytest.mark.slow), TWO],
+    ids=["one_process", "two_processes"],
+)
 def test_a_killed_predict_resumes_to_the_same_bytes(make_args, whole, settings):
     folder, args = make_args("cut")
     assert kill(folder, args, random.Random(0))
