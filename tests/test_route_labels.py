@@ -72,7 +72,6 @@ def test_labelled_are_exactly_the_queries_that_the_fit_left_out(rows, run, args)
 def embed(run, split="train"):
     """Return what is labelled, and its unit vectors, embedded one by one without a store."""
     module, data, _ = load_run(run)
-    data.seed = SEED
     if split == "train":
         data.set_up_held_out()
     else:

@@ -123,7 +123,6 @@ def _load(
         ValueError: There is nothing to label or nobody who thinks.
     """
     module, data, config = load_run(run)
-    data.seed = int(config["seed_everything"])  # chooses what a fit of this recipe holds out
     if data.rationale == "none":
         raise ValueError(
             f"{run} was fitted without rationales (data.rationale none) and writes no thoughts: "

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tracelib.callbacks.embedding_session import EmbeddingSession, build_keys
+from tracelib.callbacks.gate_embedding import drop_thoughts
 from tracelib.callbacks.stored_evaluation import CHUNK_SIZE, build_facts
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.metrics.ranking import RaggedIds
@@ -151,15 +152,7 @@ def think(module: RetrievalModule, batch: QueryBatch, sampling: Sampling) -> lis
     ]
     if module.encoder.read_offset != -1:  # a direct query has its embedding token to read
         return [module.embed_queries(batch, NeverGate()), *samples]
-    nobody = torch.zeros_like(samples[0].thinks)
-    direct = dataclasses.replace(
-        samples[0],
-        embeddings=samples[0].direct_embeddings,
-        thinks=nobody,
-        is_forced=nobody,
-        rationale_token_ids=[[] for _ in nobody],
-    )
-    return [direct, *samples]
+    return [drop_thoughts(samples[0]), *samples]
 
 
 def _join(join: Any, parts: Iterable[Standing]) -> Standing:
