@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
-SCENES := data/scenes/scenes.json
+SCENES := data/scenes/rationales_oracle/README.md
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,7 +44,7 @@ pretrain: $(STAMP) ## Make the embedded backbone again from nothing
 test test-slow: export HF_HUB_OFFLINE := 1
 
 test: $(STAMP) ## Run the tests and doctests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -58,11 +58,16 @@ type: $(STAMP) ## Check types
 
 check: lint type test ## Everything a change must pass
 
-bench: $(STAMP) ## Measure reading, search, engine and router against their limits (minutes, 8 GB of disk; RUN=runs/...)
+bench: $(STAMP) $(SCENES) ## Measure reading, search, engine, router and training against their limits (minutes, 8 GB of disk; RUN=runs/...)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python experiments/bench/reader.py
 	$(BIN)/python experiments/bench/search.py
 	$(BIN)/python experiments/bench/engine.py $(if $(RUN),--run $(RUN))
 	$(BIN)/python experiments/bench/router.py $(if $(RUN),--run $(RUN))
+	$(BIN)/python experiments/bench/gradcache.py
+	$(BIN)/python experiments/bench/direct.py
+	$(BIN)/python experiments/bench/rge.py
+	$(BIN)/python experiments/bench/step_profile.py
 
 clean: ## Remove caches and build outputs
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

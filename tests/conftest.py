@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from tests.tiny_backbones import write_backbone
 from tracelib.data.scenes.benchmark import scenes
 from tracelib.pretraining.blank import build_blank_backbone, train_tokenizer, write_processors
 
@@ -54,6 +56,12 @@ def tiny_backbone(tmp_path_factory) -> Path:
             weight.mul_(5 if weight.ndim > 1 else 1)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def other_backbone(tmp_path_factory) -> Callable[[str], Path]:
+    """Call it with `qwen2_vl`, `qwen3_vl` or `smolvlm` for the folder of such a tiny backbone."""
+    return cache(lambda family: write_backbone(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture(scope="session")

@@ -101,8 +101,10 @@ def test_an_empty_pool_stops_the_fit_by_its_file(root, fit):
 
 
 def test_a_batch_larger_than_the_split_stops_the_fit_by_its_key(fit):
-    with pytest.raises(ValueError, match=r"fill no global batch of 1000 .*data\.batch_size"):
-        fit("--data.batch_size=1000")
+    with pytest.raises(
+        ValueError, match=r"fill no global batch of 1000 .*data\.contrastive_batch_size"
+    ):
+        fit("--data.contrastive_batch_size=1000")
 
 
 def test_pools_smaller_than_the_deepest_recall_are_reported(fit, caplog):

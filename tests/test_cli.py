@@ -29,7 +29,9 @@ def make_args(root, tiny_backbone):
     def make(folder):
         args = write_recipe(folder, root, tiny_backbone)
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-        recipe["trainer"]["callbacks"][0]["init_args"]["save_top_k"] = -1
+        # A user's own, beside the one that every run has.
+        own = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+        recipe["trainer"]["callbacks"].append({**own, "init_args": {"save_top_k": -1}})
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         return args
 
@@ -99,8 +101,12 @@ def test_help_of_a_verb_explains_its_options(verb, capsys):
         "evaluate": "--gate.budget",
         "calibrate": "--labels",
         "route-labels": "--margin_epsilon",
+        "mine": "--max_similarity",
         "compare": "--num_resamples",
         "mmeb": "--query_rewrites",
+        "resume": "--num_nodes",
+        "plan": "--gpu",
+        "mmeb-train": "--style",
         "check": "--pictures",
         "download": "--dry_run",
     }

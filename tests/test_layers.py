@@ -15,10 +15,12 @@ LAYERS = (
     {"losses", "metrics"},
     {"retrieval"},
     {"models", "data"},
+    {"joint_step", "own_thoughts"},
     {"module"},
     {"callbacks"},
     {
         "pretraining",
+        "planning",
         "construction",
         "evaluation",
         "calibration",
@@ -27,7 +29,9 @@ LAYERS = (
         "comparison",
         "mmeb",
         "recipe",
+        "resume",
         "route_labels",
+        "mining",
         "cli",
         "__main__",
     },
@@ -80,7 +84,7 @@ def iterate_strings(tree: ast.Module) -> Iterator[str]:
 def may_import(room: str, other: str) -> bool:
     if room == other:
         return True
-    if (room, other) == ("module", "data"):
+    if room in ("joint_step", "own_thoughts", "module") and other == "data":
         return False
     return LAYER_OF[other] < LAYER_OF[room] or LAYER_OF[room] == TOP == LAYER_OF[other]
 

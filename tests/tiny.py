@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.jsonl import read_rows, write_rows
 from tracelib.data.layout import Layout
 from tracelib.metrics.ranking import RaggedIds
 from tracelib.module import RetrievalModule
-from tracelib.recipe import build_cli
+from tracelib.recipe import build_cli, find_adapter
 from tracelib.retrieval.evaluation import QueryFacts
 
 RECIPE: dict[str, Any] = {
@@ -30,7 +32,12 @@ RECIPE: dict[str, Any] = {
         "gate": "tracelib.models.gates.AlwaysGate",
         "max_rationale_tokens": 5,
     },
-    "data": {"batch_size": 16, "eval_batch_size": 12, "num_workers": 0, "max_pixels": 3136},
+    "data": {
+        "contrastive_batch_size": 16,
+        "eval_batch_size": 12,
+        "num_workers": 0,
+        "max_image_tokens": 4,
+    },
     "trainer": {
         "accelerator": "cpu",
         "devices": 1,
@@ -44,10 +51,6 @@ RECIPE: dict[str, Any] = {
             "init_args": {"name": "tiny"},
         },
         "callbacks": [
-            {
-                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"save_last": True},
-            },
             {"class_path": "tracelib.callbacks.retrieval_evaluation.RetrievalEvaluation"},
         ],
     },
@@ -66,6 +69,14 @@ def write_recipe(folder: Path, root: Path, backbone: Path) -> list[str]:
         "trainer.logger.init_args.save_dir": folder,
     }
     return [f"--config={path}", *(f"--{key}={place}" for key, place in places.items())]
+
+
+def rewrite_adapter(run: Path, change: Any) -> None:
+    """Replace the weights of a run's adapter file by `change(weights)`."""
+    path = find_adapter(run)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(change(load_file(path)), path, metadata)
 
 
 def build(args: list[str]) -> tuple[RetrievalModule, MBEIRDataModule]:

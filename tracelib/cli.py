@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -15,11 +16,15 @@ from tracelib.calibration import calibrate
 from tracelib.comparison import compare
 from tracelib.data.check.run import check
 from tracelib.data.download.run import download
+from tracelib.data.mmeb.train_tree import mmeb_train
 from tracelib.data.scenes.benchmark import scenes
 from tracelib.evaluation import evaluate
+from tracelib.mining import mine
 from tracelib.mmeb import mmeb
+from tracelib.planning.run import plan
 from tracelib.pretraining.run import pretrain
 from tracelib.recipe import build_cli
+from tracelib.resume import resume
 from tracelib.route_labels import route_labels
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -27,11 +32,15 @@ VERBS: dict[str, Callable[..., Any]] = {
     for verb in (
         scenes,
         pretrain,
+        resume,
+        plan,
         evaluate,
         calibrate,
         route_labels,
+        mine,
         compare,
         mmeb,
+        mmeb_train,
         check,
         download,
     )
@@ -83,9 +92,12 @@ def main(args: list[str] | None = None) -> None:
     if words and words[0] in VERBS:
         prog = f"python -m tracelib {words[0]}"
         verb = VERBS[words[0]]
+        options = words[1:]
+        if verb is plan:  # a file of options is --config to jsonargparse, the recipe is to people
+            options = [re.sub("^--config(?=$|=)", "--recipe", word) for word in options]
         auto_cli(
             verb,
-            args=complete_flags(verb, words[1:]),
+            args=complete_flags(verb, options),
             as_positional=words[0] == compare.__name__,
             allow_abbrev=False,
             prog=prog,

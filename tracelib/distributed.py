@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 
 def get_world_size() -> int:
@@ -76,7 +77,7 @@ def gather_tensor(tensor: Tensor) -> Tensor:
 
 
 def average_over_ranks(value: Tensor) -> Tensor:
-    """Return the mean of a scalar over ranks."""
+    """Return the mean of a tensor over ranks, value by value."""
     if get_world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -97,3 +98,20 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     gathered: list[list[Any]] = [[] for _ in range(get_world_size())]
     dist.all_gather_object(gathered, rows)
     return [row for part in gathered for row in part]
+
+
+def shard_module(
+    module: nn.Module, mesh: Any, is_gathered_once: bool, ignored: set[nn.Parameter]
+) -> None:
+    """Shard a module's weights over the devices of a mesh; gradients are averaged over all of them.
+
+    Args:
+        module: It is changed in place. Modules in it that are sharded already stay so.
+        mesh: The devices.
+        is_gathered_once: Keep the weights whole from the forward to the end of the backward pass,
+            in place of gathering them for each.
+        ignored: Weights that stay whole, and whose gradients nobody averages.
+    """
+    fully_shard(
+        module, mesh=mesh, reshard_after_forward=not is_gathered_once, ignored_params=ignored
+    )

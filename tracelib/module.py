@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tracelib.distributed import (
-    average_over_ranks,
-    gather_sizes,
-    gather_tensor,
-    gather_with_grad,
-    get_rank,
-)
+from tracelib.distributed import gather_tensor
+from tracelib.joint_step import JointStep, LossWeights
 from tracelib.losses.contrastive import InfoNCELoss
-from tracelib.losses.language_modeling import compute_lm_loss
-from tracelib.losses.routing import compute_router_loss
+from tracelib.models.adapter_file import check_backbone, check_weights
 from tracelib.models.decoding import EngineOutput
-from tracelib.models.encoder import Encoder, EncoderOutput
+from tracelib.models.encoder import Encoder
 from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import FirstTokenGate, Gate, HeadGate
+from tracelib.models.rollout import Rollout
 from tracelib.models.router import NUM_TASKS, DifficultyRouter
-from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
+from tracelib.models.sharding import join_chunks, shard_encoder, shard_head
+from tracelib.own_thoughts import OwnThoughts
+from tracelib.types import CandidateBatch, ContrastiveRationale, QueryBatch, TrainBatch
 
 
 class RetrievalModule(LightningModule):
@@ -53,6 +53,8 @@ class RetrievalModule(LightningModule):
         max_rationale_tokens: Longest thought when embedding; longer ones get the embedding token
             appended and are counted.
         decode_batch_size: Most queries that think at the same time when embedding.
+        contrastive_rationale: What the embedding is read after in training; linked to the data's.
+        rollout: How the model writes its own thoughts in training, for `self`.
         warmup_fraction: Share of all steps with linear warm-up, 0 .. 1; a cosine decays to zero
             after it.
 
@@ -78,6 +80,8 @@ class RetrievalModule(LightningModule):
         router_stop_gradient: bool = True,
         max_rationale_tokens: int = 256,
         decode_batch_size: int = 128,
+        contrastive_rationale: ContrastiveRationale = "annotated",
+        rollout: Rollout = Rollout(),
         warmup_fraction: float = 0.03,
     ) -> None:
         super().__init__()
@@ -92,8 +96,7 @@ class RetrievalModule(LightningModule):
             raise ValueError(f"warmup_fraction is {warmup_fraction}, allowed 0 .. 1 (model)")
         self.encoder, self.optimizer, self.contrastive = encoder, optimizer, contrastive
         self.gate: Gate = gate or FirstTokenGate()
-        self.contrastive_weight, self.lm_weight = contrastive_weight, lm_weight
-        self.router_weight, self.warmup_fraction = router_weight, warmup_fraction
+        self.warmup_fraction = warmup_fraction
         self.router = (
             DifficultyRouter(encoder.hidden_size, stop_gradient=router_stop_gradient)
             if router_weight > 0
@@ -101,30 +104,47 @@ class RetrievalModule(LightningModule):
         )
         if self.router is None and isinstance(self.gate, HeadGate):
             raise ValueError("the gate is HeadGate, but model.router_weight 0 builds no router")
+        weights = LossWeights(contrastive_weight, lm_weight, router_weight)
+        self.joint_step = JointStep(encoder, self.router, contrastive, weights)
         self.engine = ReasoningEngine(encoder, self.router, max_rationale_tokens, decode_batch_size)
+        self.own_thoughts = (
+            OwnThoughts(encoder, rollout, decode_batch_size)
+            if contrastive_rationale == "self"
+            else None
+        )
         # Easy and hard training queries seen per task: what the task_prior gate knows.
         self.register_buffer("task_counts", torch.zeros(NUM_TASKS, 2, dtype=torch.long))
         # Checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing.
         self.strict_loading = False
 
+    def configure_model(self) -> None:
+        """Shard the weights where `trainer.strategy` is Lightning's ModelParallelStrategy (FSDP).
+
+        Raises:
+            ValueError: The recipe asks for what devices cannot do in step with each other.
+        """
+        if self.device_mesh is None:
+            return
+        for is_asked, change in (
+            (self.trainer.state.fn != "fit", "evaluate with trainer.strategy ddp"),
+            (self.trainer.limit_val_batches != 0, "set trainer.limit_val_batches to 0"),
+            (self.own_thoughts is not None, "set data.contrastive_rationale to annotated"),
+            (any(True for _ in self.contrastive.parameters()), "set learn_temperature to false"),
+        ):
+            if is_asked:
+                raise ValueError(f"weights are sharded over devices: {change}")
+        shard_encoder(self.encoder, self.device_mesh)
+        if self.router is not None:
+            shard_head(self.router, self.device_mesh)
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the joint loss, with the router's logits for the routing monitor."""
-        query = EncoderOutput.join([self.encoder(chunk) for chunk in batch.query])
-        candidate = self.encoder(batch.candidate)
-        losses = {
-            "contrastive_loss": self._compute_contrastive_loss(query, candidate, batch),
-            "lm_loss": self._compute_lm_loss(query, candidate),
-        }
-        loss = (
-            self.contrastive_weight * losses["contrastive_loss"]
-            + self.lm_weight * losses["lm_loss"]
-        )
-        router_logits = torch.zeros(len(batch.task_ids), device=self.device)
-        if self.router is not None:
-            router_logits = self.router(query.prompt_state)
-            num_known = average_over_ranks((batch.difficulty >= 0).sum().float())
-            losses["router_loss"] = compute_router_loss(router_logits, batch.difficulty, num_known)
-            loss = loss + self.router_weight * losses["router_loss"]
+        if self.device_mesh is not None:
+            batch = join_chunks(batch)
+        if self.own_thoughts is not None:
+            batch = self.own_thoughts.add_to(batch, self.global_step)
+        output = self.joint_step.run(batch, self._backward)
+        loss, losses = output.loss, output.losses
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} at step {self.global_step} (lower the learning rate): "
@@ -134,40 +154,36 @@ class RetrievalModule(LightningModule):
         # Each rank divides by mean counts, so only the mean over ranks is the global batch's loss.
         size = len(batch.task_ids)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
-        logged = {f"train/{name}": value for name, value in losses.items()}
+        logged: dict[str, Tensor | float] = {f"train/{name}": v for name, v in losses.items()}
+        logged["train/duplicate_rate"] = output.duplicate_rate
+        logged["train/collision_rate"] = output.collision_rate
         self.log_dict(logged, batch_size=size, sync_dist=True)
         return {
             "loss": loss,
-            "router_logits": router_logits.detach(),
-            "difficulty": batch.difficulty,
+            "router_logits": output.router_logits,
+            "difficulty": batch.difficulty.to(self.device),
         }
 
-    def _compute_contrastive_loss(
-        self, query: EncoderOutput, candidate: EncoderOutput, batch: TrainBatch
-    ) -> Tensor:
-        """Local queries against the candidates of all ranks; other positives are masked."""
-        candidate_ids = gather_tensor(batch.candidate_ids)
-        # Ranks may hold different numbers of candidates: not every query has hard negatives.
-        sizes = gather_sizes(len(batch.candidate_ids), self.device)
-        targets = torch.arange(len(batch.task_ids), device=self.device) + sum(sizes[: get_rank()])
-        is_positive = (batch.positive_ids[:, :, None] == candidate_ids).any(1)
-        is_target = torch.arange(len(candidate_ids), device=self.device) == targets[:, None]
-        loss: Tensor = self.contrastive(
-            query.embedding,
-            gather_with_grad(candidate.embedding),
-            targets,
-            is_positive & ~is_target,
-        )
-        return loss
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradients of a part of the loss, scaled as Lightning scales those of the rest."""
+        if self._trainer is not None:
+            loss = self.trainer.precision_plugin.pre_backward(loss, self)
+        with torch.autocast(self.device.type, enabled=False):
+            torch.autograd.backward(loss)
 
-    def _compute_lm_loss(self, query: EncoderOutput, candidate: EncoderOutput) -> Tensor:
-        logits = torch.cat([query.lm_logits, candidate.lm_logits])
-        targets = torch.cat([query.lm_targets, candidate.lm_targets])
-        count = average_over_ranks(torch.tensor(float(len(targets)), device=self.device))
-        return compute_lm_loss(logits, targets, count)
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Do nothing: when Lightning asks for it, a cached step has left gradients already."""
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and clear the gradients for the next one."""
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
 
     def _count_tasks(self, batch: TrainBatch) -> None:
-        tasks, difficulty = gather_tensor(batch.task_ids), gather_tensor(batch.difficulty)
+        tasks = gather_tensor(batch.task_ids.to(self.device))
+        difficulty = gather_tensor(batch.difficulty.to(self.device))
         known = difficulty >= 0
         is_hard = (difficulty[known] >= 0.5).long()  # a label, or a probability
         counts = torch.bincount(tasks[known] * 2 + is_hard, minlength=2 * NUM_TASKS)
@@ -185,8 +201,7 @@ class RetrievalModule(LightningModule):
 
     def embed_candidates(self, batch: CandidateBatch) -> Tensor:
         """Return `[B, D]` embeddings of candidates, which never reason; float32, not normalised."""
-        output: EncoderOutput = self.encoder(batch.inputs)
-        return output.embedding.float()
+        return self.encoder.embed(batch.inputs).float()
 
     def validation_step(  # type: ignore[override]
         self, batch: QueryBatch | CandidateBatch, batch_idx: int, dataloader_idx: int = 0
@@ -217,43 +232,53 @@ class RetrievalModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _list_checkpoint_keys(self) -> set[str]:
+    def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
+        """Make a step's randomness a function of (`seed_everything`, epoch, batch, rank).
+
+        So dropout and rollouts are those of an uninterrupted run wherever a run goes on, and no
+        random state needs to be saved.
+        """
+        seed = os.environ.get("PL_GLOBAL_SEED", "0")
+        words = f"step {seed} {self.current_epoch} {batch_idx} {self.global_rank}"
+        number = random.Random(words).getrandbits(32)
+        random.seed(number)
+        np.random.seed(number)
+        torch.manual_seed(number)
+
+    def list_trained_weights(self) -> dict[str, Tensor]:
+        """Return all that is trained and saved, by name, with the tasks that were counted."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {*trained, "task_counts"} & set(self.state_dict())
+        kept = {*trained, "task_counts"}
+        return {name: weight for name, weight in self.state_dict().items() if name in kept}
 
     def compute_fingerprint(self) -> str:
         """Return a digest of the backbone and of all that is trained; call it before merging."""
         digest = hashlib.sha256(f"{self.encoder.fingerprint} {self.encoder.lora}".encode())
-        state = self.state_dict()
-        for name in sorted(self._list_checkpoint_keys()):
+        for name, weight in sorted(self.list_trained_weights().items()):
             digest.update(name.encode())
-            digest.update(state[name].cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and the fingerprint of the backbone it was trained on."""
-        keys = self._list_checkpoint_keys()
+        keys = self.list_trained_weights()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keys}
         checkpoint["backbone_fingerprint"] = self.encoder.fingerprint
+        if self.own_thoughts is not None:
+            checkpoint["own_thoughts"] = self.own_thoughts.store.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another backbone or recipe.
 
         Raises:
-            ValueError: The backbone's fingerprint differs, or trained weights are missing or
-                unexpected.
+            AdapterError: The backbone's fingerprint differs, or trained weights are missing,
+                unexpected, wrongly shaped or broken.
         """
         found = checkpoint.get("backbone_fingerprint")
-        if found != self.encoder.fingerprint:
-            raise ValueError(
-                f"the checkpoint was trained on backbone {found}, the recipe loads "
-                f"{self.encoder.fingerprint}: set "
-                "model.encoder.init_args.backbone to the checkpoint's"
-            )
-        expected, given = self._list_checkpoint_keys(), set(checkpoint["state_dict"])
-        if expected != given:
-            raise ValueError(
-                f"the checkpoint lacks {sorted(expected - given)[:5]} and has unexpected "
-                f"{sorted(given - expected)[:5]}: "
-                "fit it with the same model.encoder and model.router_weight as it was trained with"
-            )
+        check_backbone("the checkpoint", found, self.encoder.fingerprint)
+        if self.device_mesh is not None:  # the strategy has loaded and taken out the weights
+            checkpoint = torch.load(self.trainer.ckpt_path, weights_only=True, mmap=True)  # type: ignore[arg-type]
+        weights, step = checkpoint["state_dict"], checkpoint["global_step"]
+        check_weights("the checkpoint", weights, self.list_trained_weights(), step)
+        if self.own_thoughts is not None and "own_thoughts" in checkpoint:
+            self.own_thoughts.store.load_state_dict(checkpoint["own_thoughts"])

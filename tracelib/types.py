@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, P vision patches, F features of a patch, I images
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,14 @@ from torch import Tensor
 
 Side = Literal["query", "candidate"]
 RationaleSource = Literal["teacher", "oracle", "self"]
+
+ContrastiveRationale = Literal["annotated", "oracle", "self"]
+"""What the embedding is read after in training: the text of the language-modelling loss, which must
+not have seen the target (`annotated`) or may have (`oracle`), or the model's own thought (`self`).
+"""
+
+IGNORED_LABEL = -100
+"""Label of a token that is no target."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,11 @@ class EncoderInput:
         labels: `[B, T]` target ids, -100 where a token is not a target; all -100 for a prompt.
         pixel_values: `[P, F]` patches of all images in order, or None without images.
         image_grid_thw: `[I, 3]` patches per image (time, height, width), or None without images.
+        branches: `[B, T]` where one prompt has two continuations: 0 on the prompt, 1 on the text of
+            the language-modelling loss, 2 on the text the embedding is read after, and neither
+            continuation sees the other; None where a sequence has one.
+        vision_outputs: What the vision encoder's blocks gave for these pictures, by block number,
+            filled by the first pass and read by later ones; None where none is to come.
     """
 
     input_ids: Tensor
@@ -106,35 +120,58 @@ class EncoderInput:
     labels: Tensor
     pixel_values: Tensor | None = None
     image_grid_thw: Tensor | None = None
+    branches: Tensor | None = None
+    vision_outputs: dict[int, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> EncoderInput:
-        """Return a copy on `device`."""
+        """Return a copy on `device`; what the vision encoder gave is shared, not moved."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pin_memory(self) -> EncoderInput:
+        """Return a copy in page-locked memory, which a CUDA device reads while the host goes on."""
+        return self._map_tensors(Tensor.pin_memory)
+
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> EncoderInput:
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in values}
-        return dataclasses.replace(self, **moved)
+        changed: dict[str, Any] = {k: change(v) for k, v in values if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **changed)
 
 
 @dataclass
 class TrainBatch:
-    """Pairs of queries and their positives.
+    """Queries of one device and step with their positives and hard negatives.
 
     Args:
         query: Query sequences with their rationales (or none) and the embedding token, in chunks of
-            similar length.
-        candidate: Candidate sequences: `[B]` positives in the queries' order, then hard negatives,
-            if any.
-        task_ids: `[B]` M-BEIR task of each query.
-        difficulty: `[B]` 1 hard, 0 easy, -1 unknown.
+            similar length that are encoded at once.
+        candidate: Candidate sequences, positives and hard negatives, in such chunks too.
+        task_ids: `[B]` M-BEIR task of each query, over all chunks.
+        query_ids: `[B]` ids of the queries as numbers.
+        difficulty: `[B]` 1 hard, 0 easy, a probability in between, -1 unknown.
+        targets: `[B]` place of each query's positive among the candidates.
         positive_ids: `[B, P]` integer ids of all positives of each query, padded with -1.
-        candidate_ids: `[C]` integer ids of the candidates.
+        candidate_ids: `[C]` integer ids of the candidates, over all chunks.
+        is_cached: Encode each chunk twice and hold the activations of one at a time (GradCache), in
+            place of those of all.
     """
 
     query: list[EncoderInput]
-    candidate: EncoderInput
+    candidate: list[EncoderInput]
     task_ids: Tensor
+    query_ids: Tensor
     difficulty: Tensor
+    targets: Tensor
     positive_ids: Tensor
     candidate_ids: Tensor
+    is_cached: bool = False
+
+    def pin_memory(self) -> TrainBatch:
+        """Return a copy whose sequences are in page-locked memory; data loaders call it."""
+        return dataclasses.replace(
+            self,
+            query=[chunk.pin_memory() for chunk in self.query],
+            candidate=[chunk.pin_memory() for chunk in self.candidate],
+        )
 
 
 @dataclass

@@ -19,6 +19,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from tracelib.fitted_run import is_thinking
 from tracelib.models.encoder import Encoder
 from tracelib.models.router import DifficultyRouter
+from tracelib.models.shapes import read_published_config
 from tracelib.recipe import find_runs, load_run
 from tracelib.types import EncoderInput
 
@@ -116,10 +117,23 @@ class Sizes:
     vocabulary: int
 
 
+def read_published_sizes(name: str) -> Sizes:
+    """Return the sizes of a published model's language model."""
+    text = read_published_config(name).get_text_config()
+    return Sizes(
+        text.hidden_size,
+        text.intermediate_size,
+        text.num_hidden_layers,
+        text.num_attention_heads,
+        text.num_key_value_heads,
+        text.vocab_size,
+    )
+
+
 SHAPES = {
     "0.1b": Sizes(768, 2048, 12, 12, 2, 32_000),
-    "3b": Sizes(2048, 11_008, 36, 16, 2, 151_936),
-    "7b": Sizes(3584, 18_944, 28, 28, 4, 152_064),
+    "3b": read_published_sizes("Qwen/Qwen2.5-VL-3B-Instruct"),
+    "7b": read_published_sizes("Qwen/Qwen2.5-VL-7B-Instruct"),
 }
 
 

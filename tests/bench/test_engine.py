@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tiny import write_recipe
+from tests.tiny import rewrite_adapter, write_recipe
 from tracelib.cli import main
 from tracelib.data.collator import ChatProcessor
 from tracelib.data.datasets import RecordRenderer
@@ -14,7 +14,7 @@ from tracelib.models.encoder import Encoder
 from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import FirstTokenGate
 from tracelib.prompts import Template
-from tracelib.recipe import find_checkpoint, load_run
+from tracelib.recipe import load_run
 from tracelib.types import EncoderInput
 
 NUM_QUERIES = 12
@@ -177,13 +177,14 @@ def test_sides_that_disagree_are_not_timed(load_script):
 def test_engine_bench_from_the_command_line(tiny_scenes, tiny_backbone, tmp_path, run_script):
     main(["fit", *write_recipe(tmp_path, tiny_scenes, tiny_backbone)])
     run = tmp_path / "tiny" / "version_0"
-    checkpoint = torch.load(find_checkpoint(run), weights_only=True)
     module, data, _ = load_run(run)
     data.setup("test")
     turns = [data.renderer.render_prompt(q) for q in data.evaluation_sets["test"].queries]
-    (row,) = (v for k, v in checkpoint["state_dict"].items() if "trainable_tokens" in k)
-    row.copy_(find_eager_row(module.encoder, data.processor(turns, "left")))
-    torch.save(checkpoint, find_checkpoint(run))
+    row = find_eager_row(module.encoder, data.processor(turns, "left"))
+    rewrite_adapter(
+        run,
+        lambda ws: {n: row.view_as(w) if "trainable_tokens" in n else w for n, w in ws.items()},
+    )
     report, output = run_script(
         "engine.py",
         "engine-embedded-cpu.json",

@@ -31,7 +31,7 @@ def small_recipe(tiny_backbone, tiny_scenes) -> list[str]:
         "config": RECIPE,
         "data.root": tiny_scenes,
         "data.num_workers": 0,
-        "data.batch_size": 8,
+        "data.contrastive_batch_size": 8,
         "data.task_mixing": "mixed",
         "model.encoder.init_args.backbone": tiny_backbone,
         "model.gate": "tracelib.models.gates.HeadGate",

@@ -114,7 +114,7 @@ def test_what_scales_the_adapter_is_in_the_fingerprint(
 def test_how_pictures_and_words_become_tokens_is_in_the_key(root, tiny_backbone, tmp_path):
     data = build(write_recipe(tmp_path, root, tiny_backbone))[1]
     before = data.processor.compute_digest()
-    data.processor.image_processor.image_mean = [0.1, 0.1, 0.1]
+    data.processor.pictures.image_processor.image_mean = [0.1, 0.1, 0.1]
     changed = data.processor.compute_digest()
     data.processor.tokenizer.chat_template += " "
     assert len({before, changed, data.processor.compute_digest()}) == 3

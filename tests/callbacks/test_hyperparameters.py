@@ -21,7 +21,7 @@ def test_hyperparameters_are_those_of_the_objects(fit):
         "temperature": 0.05,
         "lora_rank": 16,
         "read_offset": -1,
-        "batch_size": 8,
+        "contrastive_batch_size": 8,
         "num_steps": 4,
         "learning_rate": 0.002,
         "seed": 0,

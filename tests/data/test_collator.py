@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from tests.tiny_backbones import SMOL_SETTINGS, SMOL_SLOT
 from tracelib.data.collator import ChatProcessor, Turn
 from tracelib.prompts import Template
 
@@ -116,15 +118,6 @@ def test_truncate_keeps_the_first_tokens(processor, text, max_tokens):
         assert len(cut) < len(text)
 
 
-@pytest.mark.parametrize(
-    ("limits", "expected"), [((None, None), 6), ((None, 784), 1), ((7840, None), 12)]
-)
-def test_pixel_limits_bound_the_merged_patches(tiny_backbone, limits, expected):
-    processor = ChatProcessor(tiny_backbone, EMB, *limits)
-    inputs = processor([make_turn("x", (84, 56))])
-    assert int(inputs.mm_token_type_ids.sum()) == expected
-
-
 def test_the_embedding_token_is_one_token_beyond_the_vocabulary(processor, tiny_backbone):
     plain = AutoTokenizer.from_pretrained(tiny_backbone)
     assert processor.emb_token_id == len(plain)
@@ -144,10 +137,57 @@ def test_a_tokenizer_without_chat_template_is_refused(tiny_backbone, tmp_path):
         ChatProcessor(tmp_path, EMB)
 
 
-def test_a_tokenizer_without_vision_tokens_is_refused(tiny_backbone, tmp_path):
-    for path in tiny_backbone.iterdir():
+def copy_backbone(source, folder, change):
+    """Copy all but the weights, each text changed."""
+    for path in source.iterdir():
         if path.suffix in (".json", ".jinja"):
-            text = path.read_text().replace("<|image_pad|>", "<|other|>")
-            (tmp_path / path.name).write_text(text)
-    with pytest.raises(ValueError, match=r"has no .*image_pad"):
-        ChatProcessor(tmp_path, EMB)
+            (folder / path.name).write_text(change(path.name, path.read_text()))
+    return folder
+
+
+def test_a_template_without_image_token_is_refused(tiny_backbone, tmp_path):
+    def change(name, text):
+        return text.replace("<|image_pad|>", "") if name.endswith("jinja") else text
+
+    folder = copy_backbone(tiny_backbone, tmp_path, change)
+    message = r"chat template of backbone .* writes <\|image_pad\|> 0 times for 1 pictures"
+    with pytest.raises(ValueError, match=message):
+        ChatProcessor(folder, EMB)
+
+
+def test_a_configuration_without_image_token_is_refused(tiny_backbone, tmp_path):
+    def change(name, text):
+        return json.dumps({"model_type": "qwen2"}) if name == "config.json" else text
+
+    with pytest.raises(ValueError, match=r"config\.json of backbone .* has no image_token_id"):
+        ChatProcessor(copy_backbone(tiny_backbone, tmp_path, change), EMB)
+
+
+def test_a_backbone_with_pictures_of_one_size(other_backbone):
+    """The slot's texts stand around its image tokens, and no text smuggles in another."""
+    folder = other_backbone("smolvlm")
+    processor = ChatProcessor(folder, EMB, image_slot=SMOL_SLOT, image_processor=SMOL_SETTINGS)
+    turn = make_turn("a <image> star", (84, 56), "red <image>", EMB, "Be brief.")
+    inputs = processor([turn, make_turn("x", (28, 28)), make_turn("y")])
+    assert processor.tokenizer.decode(get_row(inputs, 0)) == (
+        "<|im_start|>System: Be brief.<end_of_utterance>\n"
+        "User: <fake_token_around_image><global-img><image><image><image><image>"
+        "<fake_token_around_image>Find it. a   star<end_of_utterance>\nAssistant:red  <|emb|>"
+    )
+    assert (inputs.input_ids == processor.image_token_id).sum(-1).tolist() == [4, 4, 0]
+    assert torch.equal(inputs.mm_token_type_ids, (inputs.input_ids == processor.image_token_id) * 1)
+    assert (inputs.pixel_values.shape, inputs.image_grid_thw) == ((2, 1, 3, 32, 32), None)
+    alone = [processor([make_turn("x", size)]).pixel_values for size in ((84, 56), (28, 28))]
+    assert torch.equal(inputs.pixel_values, torch.cat(alone))
+
+
+def test_the_digest_feels_what_becomes_of_a_picture(tiny_backbone):
+    processors = [
+        ChatProcessor(tiny_backbone, EMB),
+        ChatProcessor(tiny_backbone, EMB, max_image_tokens=4),
+        ChatProcessor(tiny_backbone, EMB, min_image_tokens=4),
+        ChatProcessor(tiny_backbone, EMB, image_processor={"do_normalize": False}),
+    ]
+    digests = {processor.compute_digest() for processor in processors}
+    assert len(digests) == len(processors)
+    assert processors[0].compute_digest() == ChatProcessor(tiny_backbone, EMB).compute_digest()

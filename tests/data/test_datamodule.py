@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -79,11 +80,11 @@ def test_tasks_too_small_for_a_batch_are_said_once(make, shared_root, caplog):
     tasks = (0, 1, 2, 3, 4, 6, 7, 8)
     names = ", ".join(f"task {task} (20)" for task in tasks)
     limit = "tasks of fewer than 21 train queries are never trained (data.task_mixing): "
-    make(shared_root, batch_size=21, task_mixing="one_task_per_batch")
+    make(shared_root, contrastive_batch_size=21, task_mixing="one_task_per_batch")
     assert caplog.text.count(limit + names) == 1
     caplog.clear()
-    make(shared_root, batch_size=20, task_mixing="one_task_per_batch")
-    make(shared_root, batch_size=21)
+    make(shared_root, contrastive_batch_size=20, task_mixing="one_task_per_batch")
+    make(shared_root, contrastive_batch_size=21)
     assert "never trained" not in caplog.text
 
 
@@ -135,14 +136,23 @@ def test_evaluation_batches_are_those_asked_for(make, shared_root, size):
                 assert torch.equal(batch.task_ids, tasks.long())
 
 
-@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "eval_window"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "contrastive_batch_size",
+        "micro_batch_size",
+        "micro_batch_tokens",
+        "eval_batch_size",
+        "eval_window",
+    ],
+)
 def test_a_size_below_one_is_refused(make, shared_root, name):
     with pytest.raises(ValueError, match=rf"{name} is 0, must be at least 1 \(data\.{name}\)"):
         make(shared_root, **{name: 0})
 
 
 def test_training_batches(make, shared_root):
-    data = make(shared_root, batch_size=16, num_hard_negatives=1)
+    data = make(shared_root, contrastive_batch_size=16, num_hard_negatives=1)
     batches = list(data.train_dataloader())
     assert len(batches) == 160 // 16
     assert any(len(set(batch.task_ids.tolist())) > 2 for batch in batches)
@@ -152,7 +162,7 @@ def test_training_batches(make, shared_root):
         assert set(ids) <= known
         assert 16 <= len(ids) <= 32
     assert any(len(batch.candidate_ids) > 16 for batch in batches)
-    one_task = make(shared_root, batch_size=16, task_mixing="one_task_per_batch")
+    one_task = make(shared_root, contrastive_batch_size=16, task_mixing="one_task_per_batch")
     assert all(len(set(batch.task_ids.tolist())) == 1 for batch in one_task.train_dataloader())
 
 
@@ -169,7 +179,7 @@ def test_training_draws_prompts_and_evaluation_takes_the_first(make, shared_root
 def test_without_rationales_every_target_is_the_embedding_token(make, shared_root):
     counts = {}
     for policy in ("none", "teacher"):
-        data = make(shared_root, rationale=policy, batch_size=160)
+        data = make(shared_root, rationale=policy, contrastive_batch_size=160)
         (batch,) = data.train_dataloader()
         targets = [int((row != -100).sum()) for chunk in batch.query for row in chunk.labels]
         counts[policy] = sum(number > 1 for number in targets)
@@ -179,13 +189,40 @@ def test_without_rationales_every_target_is_the_embedding_token(make, shared_roo
     assert hard > 10
 
 
-def test_oracle_rationales_are_refused_as_teacher(make, root):
+def test_oracle_rationales_are_refused_as_what_embeddings_are_read_after(make, root):
     path = Layout(root).rationales("scenes", "train")
     rewrite_rows(path, lambda rows: [{**row, "source": "oracle"} for row in rows])
-    with pytest.raises(ValueError, match=r"have seen their target.*data.rationale"):
+    with pytest.raises(
+        ValueError, match=r"have seen their target.*contrastive_rationale to 'self'"
+    ):
         make(root, rationale="teacher")
-    make(root, rationale="oracle")
     make(root, rationale="none")
+    data = make(root, rationale="oracle", contrastive_rationale="self", contrastive_batch_size=160)
+    (batch,) = data.train_dataloader()
+    targets = [int((row != -100).sum()) for chunk in batch.query for row in chunk.labels]
+    assert max(targets) > 1  # the text of the language-modelling loss is still there
+
+
+def test_settings_of_tasks_and_micro_batches_reach_the_batches(make, shared_root):
+    data = make(
+        shared_root,
+        contrastive_batch_size=16,
+        task_weights={0: 0.0, 7: 1e9},
+        mixing_temperature=1e3,
+        micro_batch_size=3,
+        micro_batch_tokens=400,
+    )
+    batches = list(data.train_dataloader())
+    counts = Counter(task for batch in batches for task in batch.task_ids.tolist())
+    assert len(batches) == 10
+    assert counts.keys() == {1, 2, 3, 4, 6, 7, 8}
+    assert max(counts.values()) - min(counts.values()) <= 2
+    assert all(batch.is_cached for batch in batches)
+    chunks = [chunk for batch in batches for chunk in (*batch.query, *batch.candidate)]
+    assert max(len(chunk.input_ids) for chunk in chunks) == 3
+    assert max(chunk.input_ids.numel() for chunk in chunks) <= 400
+    weighted = make(shared_root, contrastive_batch_size=16, task_weights={7: 1e9})
+    assert {t for batch in weighted.train_dataloader() for t in batch.task_ids.tolist()} == {7}
 
 
 def test_an_unknown_positive_is_named(make, root):
@@ -212,10 +249,10 @@ def test_a_record_cannot_inject_control_tokens(make, root, text):
         (batch,) = data.train_dataloader()
         special = sorted(data.processor.tokenizer.all_special_ids)
         pad = data.processor.tokenizer.pad_token_id
-        inputs = [*batch.query, batch.candidate]
+        inputs = [*batch.query, *batch.candidate]
         return [sum(int((x.input_ids == i).sum()) for x in inputs) for i in special if i != pad]
 
-    settings = {"rationale": "none", "batch_size": 160}
+    settings = {"rationale": "none", "contrastive_batch_size": 160}
     expected = count(make(root, **settings))
     assert min(expected) > 100
     layout = Layout(root)
@@ -229,3 +266,13 @@ def test_a_record_cannot_inject_control_tokens(make, root, text):
         lambda rows: [{**r, "txt": text if r["txt"] else r["txt"]} for r in rows],
     )
     assert count(make(root, **settings)) == expected
+
+
+@pytest.mark.gpu
+def test_page_locked_sequences_reach_the_device_whole(make, shared_root):
+    data = make(shared_root, contrastive_batch_size=16, micro_batch_size=4)
+    batch = next(iter(data.train_dataloader()))
+    pinned = batch.pin_memory()
+    for chunk, copy in zip(batch.query, pinned.query, strict=True):
+        assert copy.input_ids.is_pinned()
+        assert torch.equal(copy.to("cuda").input_ids.cpu(), chunk.input_ids)

@@ -168,20 +168,32 @@ def test_a_long_text_is_cut_and_the_embedding_token_survives(tmp_path, processor
     assert [target for _, target in decode(processor, inputs)] == [EMB, EMB]
 
 
+def decode_chunks(processor, chunks):
+    return [row for chunk in chunks for row in decode(processor, chunk)]
+
+
 def test_a_batch_pairs_each_query_with_its_positive(renderer, processor):
-    batch = make_dataset(renderer)[[0, 1, 2, 3]]
-    queries = [text for chunk in batch.query for text, _ in decode(processor, chunk)]
+    """Both sides are in the order of their lengths; the targets tell who belongs to whom."""
+    batch = make_dataset(renderer)[[2, 0, 1, 3]]
+    queries = [text for text, _ in decode_chunks(processor, batch.query)]
     marks = {0: "Find it. moon", 1: "Find it. star", 3: "turn turn", 2: "Find it.<|im_end|>"}
     order = [next(i for i, mark in marks.items() if mark in text) for text in queries]
     rows = [QUERIES[i] for i in order]
     assert sorted(order) == [0, 1, 2, 3]
     assert order[-1] == 0  # the longest with its rationale comes last
     assert batch.task_ids.tolist() == [q.task_id for q in rows]
+    assert batch.query_ids.tolist() == [encode_id(q.query_id, MAX_QUERY_NUMBER) for q in rows]
     assert batch.difficulty.tolist() == [-1 if q.difficulty is None else q.difficulty for q in rows]
-    assert batch.candidate_ids.tolist() == [candidate_id_to_int(q.positive_ids[0]) for q in rows]
-    candidates = [text for text, _ in decode(processor, batch.candidate)]
-    for query, text in zip(rows, candidates, strict=True):
-        assert POOL[query.positive_ids[0]].text in text
+    found = batch.candidate_ids[batch.targets]
+    assert found.tolist() == [candidate_id_to_int(q.positive_ids[0]) for q in rows]
+    assert batch.targets.tolist() != [0, 1, 2, 3]
+    candidates = [text for text, _ in decode_chunks(processor, batch.candidate)]
+    for query, place in zip(rows, batch.targets.tolist(), strict=True):
+        assert POOL[query.positive_ids[0]].text in candidates[place]
+    for chunks in (batch.query, batch.candidate):
+        lengths = [int(row.sum()) for chunk in chunks for row in chunk.attention_mask]
+        assert lengths == sorted(lengths)
+    assert not batch.is_cached
 
 
 def test_all_positives_are_named_so_that_none_becomes_a_negative(renderer):
@@ -198,49 +210,65 @@ def test_all_positives_are_named_so_that_none_becomes_a_negative(renderer):
         (2, [60000004, 60000001, 70000009, 60000001]),
     ],
 )
-def test_hard_negatives_follow_the_positives(renderer, number, expected):
+def test_hard_negatives_are_candidates_too(renderer, processor, number, expected):
     batch = make_dataset(renderer, num_hard_negatives=number)[[0, 1, 3]]
-    assert len(batch.candidate.input_ids) == len(batch.candidate_ids) == 3 + len(expected)
-    assert sorted(batch.candidate_ids[3:].tolist()) == sorted(expected)
-    assert batch.candidate_ids[:3].tolist() != batch.candidate_ids[3:6].tolist()
+    texts = [text for text, _ in decode_chunks(processor, batch.candidate)]
+    names = {candidate_id_to_int(name): candidate for name, candidate in POOL.items()}
+    assert len(texts) == len(batch.candidate_ids) == 3 + len(expected)
+    for text, number in zip(texts, batch.candidate_ids.tolist(), strict=True):
+        assert names[number].text in text
+        assert ("<|image_pad|>" in text) == (names[number].image_path is not None)
+    found = batch.candidate_ids.tolist()
+    for place in sorted(batch.targets.tolist(), reverse=True):
+        assert found.pop(place) in batch.positive_ids
+    assert sorted(found) == sorted(expected)
 
 
 @pytest.mark.parametrize(
-    ("rationale", "written"), [("none", False), ("teacher", True), ("oracle", True)]
+    ("rationale", "contrastive", "written"),
+    [("none", "annotated", False), ("teacher", "annotated", True), ("oracle", "self", True)],
 )
 def test_policy_decides_what_comes_before_the_embedding_token(
-    renderer, processor, rationale, written
+    renderer, processor, rationale, contrastive, written
 ):
-    batch = make_dataset(renderer, rationale)[[0, 1]]
-    targets = [target for chunk in batch.query for _, target in decode(processor, chunk)]
+    batch = make_dataset(renderer, rationale, contrastive_rationale=contrastive)[[0, 1]]
+    targets = [target for _, target in decode_chunks(processor, batch.query)]
     assert sorted(targets) == sorted([THOUGHT.text * written + EMB, EMB])
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_length_chunks_cut_one_order(renderer, processor, number):
-    whole = make_dataset(renderer, num_length_chunks=1)[[0, 1, 2, 3]]
-    batch = make_dataset(renderer, num_length_chunks=number)[[3, 1, 0, 2]]
-    assert len(batch.query) in (number, number - 1)  # 4 rows in 3 chunks are two of two
-    rows = [row for chunk in batch.query for row in decode(processor, chunk)]
-    assert rows == decode(processor, whole.query[0])
-    assert torch.equal(batch.task_ids, whole.task_ids)
+@pytest.mark.parametrize(
+    ("settings", "num_chunks"),
+    [
+        ({"micro_batch_size": 4}, (1, 2)),
+        ({"micro_batch_size": 1}, (4, 7)),
+        ({"micro_batch_size": 3}, (2, 3)),
+        ({"micro_batch_tokens": 60}, (4, 3)),
+        ({"micro_batch_tokens": 60, "micro_batch_size": 1}, (4, 7)),
+    ],
+)
+def test_micro_batches_hold_the_same_rows_within_their_limits(
+    renderer, processor, settings, num_chunks
+):
+    whole = make_dataset(renderer, num_hard_negatives=1)[[0, 1, 2, 3]]
+    batch = make_dataset(renderer, num_hard_negatives=1, **settings)[[3, 1, 0, 2]]
+    assert batch.is_cached
+    assert (len(batch.query), len(batch.candidate)) == num_chunks
+    for side in ("query", "candidate"):
+        chunks = getattr(batch, side)
+        assert decode_chunks(processor, chunks) == decode_chunks(processor, getattr(whole, side))
+        for chunk in chunks:
+            assert len(chunk.input_ids) <= settings.get("micro_batch_size", 99)
+            assert chunk.input_ids.numel() <= settings.get("micro_batch_tokens", 999)
+            num_pictures = 0 if chunk.image_grid_thw is None else len(chunk.image_grid_thw)
+            assert int(chunk.mm_token_type_ids.sum()) == 6 * num_pictures
+    for name in ("task_ids", "query_ids", "targets", "difficulty", "positive_ids", "candidate_ids"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name)), name
 
 
-def test_a_rationale_that_saw_its_target_has_to_be_asked_for(renderer):
-    oracle = [replace(QUERIES[0], rationale=replace(THOUGHT, source="oracle")), *QUERIES[1:]]
-    with pytest.raises(
-        ValueError, match=r"1 rationales have seen their target, first .* 5:1.*'oracle'"
-    ):
-        make_dataset(renderer, "teacher", oracle)
-    assert len(make_dataset(renderer, "oracle", oracle)) == 4
-    assert len(make_dataset(renderer, "none", oracle)) == 4
-
-
-@pytest.mark.parametrize("rationale", ["teacher", "oracle"])
-def test_asking_for_rationales_where_there_are_none_is_refused(renderer, rationale):
-    with pytest.raises(ValueError, match="no training query has a rationale"):
-        make_dataset(renderer, rationale, QUERIES[1:])
-    assert len(make_dataset(renderer, "none", QUERIES[1:])) == 3
+def test_a_record_longer_than_a_micro_batch_is_named(renderer):
+    dataset = make_dataset(renderer, micro_batch_tokens=30)
+    with pytest.raises(ValueError, match=r"query '5:1' has \d+ tokens.* at most 30: raise data\."):
+        dataset[[0, 1]]
 
 
 def test_prompts_are_padded_left_and_know_their_place(renderer, processor):

@@ -277,6 +277,41 @@ def test_rationales_join_by_query_id(root, reader):
         reader.read_queries("test")
 
 
+def test_another_rationale_folder_lacks_only_the_labels(root, tmp_path):
+    name = "mbeir_oven_test_rationales.jsonl"
+    labels = {"5:1": 0, "5:2": 1, "5:3": 1}
+    rows = [RationaleRow(k, 6, v, "a", "b", None, "teacher", "x") for k, v in labels.items()]
+    write_rationales(root / "rationales" / name, rows)
+    rows = [
+        RationaleRow("5:1", 6, 1, "know", "it", None, "oracle", "someone"),
+        RationaleRow("5:2", 6, -1, "know", "more", None, "oracle", "someone"),
+    ]
+    write_rationales(root / "mine" / name, rows)
+    reader = MBEIRReader(root, rationale_folder="mine")
+    queries = reader.read_queries("test")
+    assert [query.rationale for query in queries] == [*(row.rationale for row in rows), None]
+    assert [query.difficulty for query in queries] == queries.difficulty.tolist() == [1, 1, 1]
+    assert queries.select(queries.ids % 2 == 0).difficulty.tolist() == [1]
+    assert list(reader.read_rationales("test")) == rows
+    (root / "mine" / name).unlink()  # a split that the folder knows nothing of
+    queries = MBEIRReader(root, tmp_path / "tables", "mine").read_queries("test")
+    assert queries.difficulty.tolist() == [0, 1, 1]
+    assert [query.rationale for query in queries] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rationales_oracle", r"rationales_oracle: no such folder .*rationale_folder.*make scenes"),
+        ("../elsewhere", r"'\.\./elsewhere' is no folder below .* \(data\.rationale_folder\)"),
+        ("/tmp", r"'/tmp' is no folder below"),
+    ],
+)
+def test_a_wrong_rationale_folder_is_named(root, name, message):
+    with pytest.raises(DataError, match=message):
+        MBEIRReader(root, rationale_folder=name)
+
+
 def test_file_hashes_name_the_files_of_the_split(root, reader):
     hashes = reader.file_hashes("test")
     assert set(hashes) == {PROMPT_FILE, QUERY_FILE, POOL_FILE, UNION_FILE, QRELS_FILE}

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 DDP = [
     "--trainer.strategy=ddp",
     "--trainer.devices=2",
-    "--data.batch_size=2",
+    "--data.contrastive_batch_size=4",
     "--data.eval_batch_size=100",  # all queries fit into one batch, and there are two ranks
 ]
 SEED = 4
@@ -58,13 +58,17 @@ def single(args):
     """Loss, gradients and task counts of one process that holds the global batch."""
     module, data, rows = worker.make(args)
     chunks = [data.train_dataset[part] for part in rows]
-    assert all(chunk.pixel_values is None for chunk in [*chunks[0].query, chunks[0].candidate])
-    assert chunks[1].candidate.pixel_values is not None
+    assert all(part.pixel_values is None for part in [*chunks[0].query, *chunks[0].candidate])
+    assert all(part.pixel_values is not None for part in chunks[1].candidate)
     assert len(chunks[0].candidate_ids) < len(chunks[1].candidate_ids)
-    loss = module.training_step(data.train_dataset[rows[0] + rows[1]], 0)["loss"]
-    loss.backward()
-    gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad}
-    return loss.item(), gradients, module.task_counts
+    batch, found = data.train_dataset[rows[0] + rows[1]], {}
+    for name, weights in worker.WEIGHTS.items():
+        module.joint_step.weights = weights
+        module.zero_grad()
+        loss = module.training_step(batch, 0)["loss"]
+        loss.backward()
+        found[name] = loss.item(), worker.copy_gradients(module)
+    return found, module.task_counts
 
 
 def compare(gradients, expected):
@@ -72,24 +76,29 @@ def compare(gradients, expected):
     return float(difference / max(g.abs().max() for g in expected.values()))
 
 
-def test_gradients_are_those_of_one_process_with_the_global_batch(ranks, single):
-    loss, expected, _ = single
-    assert set(ranks[0]["right"]) == set(expected)
+@pytest.mark.parametrize("is_cached", [False, True], ids=["plain", "cached"])
+@pytest.mark.parametrize("name", worker.WEIGHTS)
+def test_gradients_are_those_of_one_process_with_the_global_batch(ranks, single, name, is_cached):
+    loss, expected = single[0][name]
     for rank in ranks:
-        assert compare(rank["right"], expected) < 1e-5
-        assert rank["right loss"].item() == pytest.approx(loss, rel=1e-5)
-    assert min(g.abs().max() for g in expected.values()) > 0
+        found = rank[f"{name} {is_cached}"]
+        assert set(found) == set(expected)
+        assert compare(found, expected) < 1e-5
+        assert rank[f"{name} {is_cached} loss"].item() == pytest.approx(loss, rel=1e-5)
+    if name == "joint":
+        assert min(g.abs().max() for g in expected.values()) > 0
 
 
 def test_a_loss_scaled_by_the_world_size_is_wrong(ranks, single):
     """The negative control."""
-    assert compare(ranks[0]["scaled"], single[1]) == pytest.approx(1, rel=1e-3)
+    assert compare(ranks[0]["scaled"], single[0]["joint"][1]) == pytest.approx(1, rel=1e-3)
 
 
 def test_every_rank_counts_the_tasks_of_all(ranks, single):
     for rank in ranks:
-        assert torch.equal(rank["task_counts"], 2 * single[2])  # it took two steps
-    assert single[2].sum() == worker.NUM_ROWS + 1
+        num_steps = 2 * len(worker.WEIGHTS) + 1
+        assert torch.equal(rank["task_counts"] * len(worker.WEIGHTS), num_steps * single[1])
+    assert single[1].sum() == len(worker.WEIGHTS) * (worker.NUM_ROWS + 1)
 
 
 def test_a_rank_whose_share_is_constant_does_not_stop_alone(ranks):
@@ -99,7 +108,7 @@ def test_a_rank_whose_share_is_constant_does_not_stop_alone(ranks):
 
 
 def test_training_batches_of_both_ranks_make_up_the_global_batch(ranks, args):
-    sampler = build([*args, "--data.batch_size=32"])[1].train_dataloader().sampler
+    sampler = build(args)[1].build_train_sampler()
     pairs = zip(*(rank["batches"] for rank in ranks), strict=True)
     assert [a + b for a, b in pairs] == list(sampler)
 
@@ -118,7 +127,7 @@ def test_a_real_fit_of_two_processes_is_that_of_one(root, tiny_backbone, tmp_pat
     runs, arguments = {}, {}
     for name, settings in (
         ("two", DDP),
-        ("one", ["--data.batch_size=4"]),
+        ("one", ["--data.contrastive_batch_size=4"]),
     ):
         arguments[name] = write_recipe(tmp_path / name, root, tiny_backbone)
         runs[name] = tmp_path / name / "tiny"
@@ -154,10 +163,10 @@ def test_in_that_fit_a_rank_has_a_batch_without_pictures(root, tiny_backbone, tm
     """What the test above rests on."""
     data = build(write_recipe(tmp_path, root, tiny_backbone))[1].train_dataset
     tasks = [q.task_id for q in data.queries]
-    drawn = [list(TaskBatchSampler(tasks, 2, "mixed", SEED, rank, 2))[:3] for rank in (0, 1)]
+    drawn = [list(TaskBatchSampler(tasks, 4, "mixed", SEED, rank, 2))[:3] for rank in (0, 1)]
     batches = [data[rows] for part in drawn for rows in part]
     pictures = [
-        any(inputs.pixel_values is not None for inputs in [*batch.query, batch.candidate])
+        any(inputs.pixel_values is not None for inputs in [*batch.query, *batch.candidate])
         for batch in batches
     ]
     assert (False, True) in list(zip(pictures[:3], pictures[3:], strict=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tests.tiny import build, rewrite_rows
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.layout import Layout
 from tracelib.distributed import average_over_ranks, gather_rows, gather_tensor, gather_with_grad
+from tracelib.joint_step import LossWeights
 from tracelib.module import RetrievalModule
 from tracelib.retrieval.ranking import rank_pools
 from tracelib.types import TrainBatch
@@ -53,6 +56,20 @@ def make(args: list[str]) -> tuple[RetrievalModule, MBEIRDataModule, list[list[i
     return module.train(), data, rows
 
 
+WEIGHTS = {
+    "contrastive": LossWeights(1, 0, 0),
+    "lm": LossWeights(0, 1, 0),
+    "router": LossWeights(0, 0, 1),
+    "joint": LossWeights(0.7, 0.3, 2),
+}
+"""Each term of the loss alone, and all of them."""
+
+
+def copy_gradients(module: RetrievalModule) -> dict[str, Tensor]:
+    """Return a copy of the gradients of all that is trained."""
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
+
+
 POOL = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 """Rank 0's half is of one embedding, the whole is not."""
 
@@ -87,19 +104,23 @@ def measure(rank: int, args: list[str]) -> dict[str, object]:
     model = DistributedDataParallel(JointLoss(module))
     batch = data.train_dataset[rows[rank]]
     found: dict[str, object] = {}
-    for name, scale in (("right", 1), ("scaled", WORLD_SIZE)):
-        model.zero_grad()
-        loss = model(batch) * scale
+    for (name, weights), is_cached in itertools.product(WEIGHTS.items(), (False, True)):
+        module.joint_step.weights = weights
+        module.zero_grad()
+        loss = model(dataclasses.replace(batch, is_cached=is_cached))
         loss.backward()
-        found[name] = {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
-        found[f"{name} loss"] = average_over_ranks(loss.detach())
+        found[f"{name} {is_cached}"] = copy_gradients(module)
+        found[f"{name} {is_cached} loss"] = average_over_ranks(loss.detach())
+    module.zero_grad()
+    (model(batch) * WORLD_SIZE).backward()
+    found["scaled"] = copy_gradients(module)
     found["task_counts"] = module.task_counts
     found["ranked"] = rank_shares(POOL[2 * rank : 2 * rank + 2], 2 * rank)
     try:
         rank_shares(POOL[:2], 2 * rank)
     except ValueError as error:
         found["refused"] = str(error)
-    found["batches"] = list(data.train_dataloader().sampler)
+    found["batches"] = list(data.build_train_sampler())
     local = torch.arange(rank + 1.0, requires_grad=True)
     gathered = gather_with_grad(local)
     ((rank + 1) * gathered * torch.arange(3.0)).sum().backward()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from jsonargparse import auto_cli
 
-from tests.tiny import cut_scenes, write_recipe
+from tests.tiny import cut_scenes, rewrite_adapter, write_recipe
 from tests.tiny_mmeb import SUBSETS, make_rows, write_mmeb_eval, write_table
 from tracelib.cli import main
 from tracelib.data.jsonl import DataError
@@ -262,10 +262,8 @@ def test_mistakes_are_named_before_anything_runs(root, run, tmp_path, capsys):
 def test_a_gate_without_its_router_is_refused(root, run):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("router_weight: 1.0", "router_weight: 0.0"))
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    content = torch.load(checkpoint, weights_only=True)
-    weights = content["state_dict"]
-    content["state_dict"] = {k: v for k, v in weights.items() if not k.startswith("router.")}
-    torch.save(content, checkpoint)
+    rewrite_adapter(
+        run, lambda ws: {name: w for name, w in ws.items() if not name.startswith("router.")}
+    )
     with pytest.raises(ValueError, match=r"gate 'head' asks a router and .* has none"):
         call(root, run, "--gate=HeadGate")

@@ -1,5 +1,6 @@
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -127,6 +128,42 @@ def test_without_lora_all_of_the_language_model_is_trained(tiny_backbone):
     assert not any(p.requires_grad for p in model.model.visual.blocks.parameters())
 
 
+def test_a_projector_of_another_name_is_refused(tiny_backbone):
+    with pytest.raises(ValueError, match=r"no module .* is called '\.\*resampler'"):
+        load_backbone(
+            str(tiny_backbone), "<|emb|>", ADAPTER, True, "float32", False, projector=".*resampler"
+        )
+
+
+def quantize(folder, quantization, lora=ADAPTER):
+    return load_backbone(
+        str(folder), "<|emb|>", lora, True, "float32", False, quantization=quantization
+    )[0]
+
+
+def test_quantized_weights_need_an_adapter(tiny_backbone):
+    with pytest.raises(ValueError, match=r"4bit leaves nothing to train without an adapter"):
+        quantize(tiny_backbone, "4bit", None)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_quantization_says_what_to_install(tiny_backbone):
+    with pytest.raises(ValueError, match=r"8bit needs bitsandbytes.*pip install bitsandbytes"):
+        quantize(tiny_backbone, "8bit")
+
+
+@pytest.mark.parametrize(("quantization", "dtype"), [("8bit", torch.int8), ("4bit", torch.uint8)])
+def test_quantized_is_what_is_frozen(tiny_backbone, quantization, dtype):
+    """Trained are the same weights, in the same type; the matrices of layers and blocks are not."""
+    pytest.importorskip("bitsandbytes")
+    model = quantize(tiny_backbone, quantization)
+    assert count_trained(model) == count_trained(load(tiny_backbone)[0])
+    for name, parameter in model.named_parameters():
+        is_layer = name.endswith(("proj.base_layer.weight", "qkv.weight", "attn.proj.weight"))
+        assert not is_layer or parameter.dtype == dtype, name
+        assert parameter.dtype == torch.float32 or not parameter.requires_grad
+
+
 def test_fingerprint_changes_with_a_weight_or_the_configuration(backbone):
     prints = [compute_fingerprint(str(backbone))]
     assert compute_fingerprint(str(backbone)) == prints[0]
@@ -149,3 +186,21 @@ def test_a_configuration_of_the_hubs_form_loads(tiny_backbone, tmp_path):
     model, _ = load_backbone(str(folder), "<|emb|>", LoRA(2, 4), True, "float32", False)
     rows = [n for n, p in model.named_parameters() if p.requires_grad and "token" in n]
     assert len(rows) == 1
+
+
+def test_dora_learns_sizes_and_the_gaussian_start_is_one(tiny_backbone, tiny_model):
+    plain, _ = load(tiny_backbone)
+    rank = 16  # numbers enough to tell the distributions apart
+    model, _ = load(tiny_backbone, LoRA(rank, 64, dora=True, gaussian_init=True))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sizes = [p for name, p in trained.items() if "lora_magnitude_vector" in name]
+    assert len(sizes) == 7 * LAYERS
+    assert not any("lora_magnitude_vector" in name for name, _ in plain.named_parameters())
+    first = torch.cat([p.detach().flatten() for name, p in trained.items() if "lora_A" in name])
+    assert first.std() == pytest.approx(1 / rank, rel=0.05)
+    assert first.abs().max() > 3 / rank  # no uniform distribution reaches so far
+    ids = torch.tensor([[3, 5, 8]])
+    with torch.no_grad():
+        found, expected = model.eval()(input_ids=ids).logits, tiny_model()(input_ids=ids).logits
+    known = expected.shape[-1] - 16  # the last rows are spare, one of them the embedding token's
+    torch.testing.assert_close(found[..., :known], expected[..., :known], atol=1e-4, rtol=1e-4)

@@ -10,7 +10,7 @@ def info_nce(
     queries: Tensor,
     candidates: Tensor,
     targets: list[int],
-    temperature: float,
+    temperature: float | Tensor,
     left_out: set[tuple[int, int]] = frozenset(),
 ) -> Tensor:
     """Return the mean of -log(exp(s+) / sum exp(s)), the pairs `left_out` removed from the sum."""

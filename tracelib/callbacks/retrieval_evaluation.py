@@ -201,6 +201,12 @@ class RetrievalEvaluation(Callback):
         return max(seconds for _, seconds in timed)
 
 
+def remove_passing_stores(run: Path) -> None:
+    """Remove what a killed fit left of the validation that it was in."""
+    for folder in run.glob("val_embeddings-*"):
+        shutil.rmtree(folder)
+
+
 def _is_fitting(trainer: Trainer) -> bool:
     return trainer.state.fn == "fit"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -12,31 +12,24 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from tracelib.data.collator import ChatProcessor
-from tracelib.data.datasets import (
-    CandidateDataset,
-    QueryDataset,
-    RationalePolicy,
-    RecordRenderer,
-    TrainDataset,
-)
+from tracelib.data.datasets import CandidateDataset, QueryDataset, RecordRenderer, TrainDataset
 from tracelib.data.evaluation_set import EvaluationSet
-from tracelib.data.held_out import build_held_out_set, mark_held_out
 from tracelib.data.instructions import PromptPolicy
-from tracelib.data.mbeir import DataError, MBEIRReader, check_positives
-from tracelib.data.query_table import QueryTable
-from tracelib.data.route_labels import RouteTargets, read_route_labels
+from tracelib.data.layout import RATIONALE_FOLDER
+from tracelib.data.mbeir import MBEIRReader, TextForm
+from tracelib.data.pictures import ImageSlot
+from tracelib.data.rationale_policy import RationalePolicy
+from tracelib.data.route_labels import RouteTargets
 from tracelib.data.sampler import TaskBatchSampler, TaskMixing, describe_untrained_tasks
-from tracelib.data.tables import CandidateTable
+from tracelib.data.train_loader import TrainLoader, outlive_sigterm
+from tracelib.data.training_records import TrainFile, TrainingRecords
 from tracelib.distributed import get_rank, get_world_size
 from tracelib.prompts import Template
-from tracelib.types import CandidateBatch, QueryBatch, TrainBatch
+from tracelib.types import CandidateBatch, ContrastiveRationale, QueryBatch, TrainBatch
 
 _Batch = TypeVar("_Batch")
 EvaluationLoaders = list[DataLoader[QueryBatch] | DataLoader[CandidateBatch]]
 EvaluationPlan = Callable[[str], tuple[list[list[int]], list[list[int]]]]
-
-
-TrainFile = Literal["separate", "union_up"]
 
 
 class MBEIRDataModule(lightning.LightningDataModule):
@@ -46,23 +39,44 @@ class MBEIRDataModule(lightning.LightningDataModule):
         root: Data root: a folder in M-BEIR's layout.
         backbone: Folder or hub name of the tokenizer and image processor; linked to the model's.
         emb_token: The embedding token; linked to the model's.
-        batch_size: Training queries per device and step. Accumulating gradients does not make it
-            larger: in-batch negatives come from one step.
+        contrastive_batch_size: Training queries of a step over all devices, each of which takes an
+            even share. Accumulating gradients does not make it larger: in-batch negatives come from
+            one step.
+        micro_batch_size: Most sequences that a device encodes at once in training. With it or
+            `micro_batch_tokens`, each is encoded twice and the activations of one chunk are held at
+            a time (GradCache); with neither, those of the whole step.
+        micro_batch_tokens: Most tokens that a device encodes at once in training, those of pictures
+            and padding included; thoughts that the model writes itself come on top.
         eval_batch_size: Queries or candidates that a device reads at once in evaluation.
         eval_window: Batches of queries whose thoughts are written together in evaluation: a query
             that is done makes room for one of the next batch. More is faster, and loses more
             work when interrupted; at most 1,024 queries.
-        rationale: What is written before the embedding token in training: `none`, `teacher`
-            (target-blind) or `oracle`.
-        num_hard_negatives: Hard negatives per training query.
+        rationale: Text of the language-modelling loss, before the embedding token: `none`,
+            `teacher` (target-blind) or `oracle` (it may have seen the target).
+        contrastive_rationale: What training embeddings are read after: `annotated` the same text,
+            which must not have seen the target, `oracle` though it has, `self` the thought that the
+            model writes itself.
+        rationale_folder: Folder below the root that holds the rationale rows.
+        texts: `formatted` by M-BEIR's rules, queries after an instruction of their row; `verbatim`
+            as the files have them (`mmeb-train` writes such).
+        num_hard_negatives: Hard negatives per training query, in the order of its row.
         task_mixing: Whether a training batch is drawn from one task or from all.
+        task_weights: Weight of single tasks by M-BEIR task id, >= 0; the others have 1. A task's
+            share of an epoch is in proportion to (weight x size) ** (1 / `mixing_temperature`).
+        mixing_temperature: Evens out the tasks' shares, > 0: 1 keeps them, a large one makes them
+            equal. An epoch has as many batches as ever: small tasks are repeated, large ones cut.
         query_template: Words of the query side.
         candidate_template: Words of the candidate side.
         prompt_policy: Which of a row's instructions evaluation takes; `all` evaluates each query
             under every one. Training draws one per query.
         max_text_tokens: Longest text of a record, in tokens.
-        min_pixels: Smallest picture after resizing; null keeps the backbone's.
-        max_pixels: Largest picture after resizing; null keeps the backbone's.
+        min_image_tokens: Fewest image tokens of a picture after resizing; null keeps the
+            backbone's.
+        max_image_tokens: Most image tokens of a record, shared evenly by its pictures; null keeps
+            the backbone's limit for each.
+        image_slot: What stands for a picture among the tokens, for backbones whose pictures are all
+            one size; null for Qwen's.
+        image_processor: Settings of the backbone's image processor to change, by their own names.
         num_workers: Worker processes per loader.
         seed: Seed of batches and training prompts.
         cache_dir: Folder for the tables that the data's files are converted to when they are read
@@ -76,6 +90,8 @@ class MBEIRDataModule(lightning.LightningDataModule):
             annotated.
         route_targets: Which labels of that file: `hard` 1 or 0, `soft` the probability that a query
             should think.
+        mined_negatives: Folder that `mine` wrote, whose hard negatives are taken in place of the
+            data's own; null takes these. How many is `num_hard_negatives`.
 
     Raises:
         FileNotFoundError: `root` is no folder.
@@ -87,18 +103,27 @@ class MBEIRDataModule(lightning.LightningDataModule):
         root: Path,
         backbone: str = "embedded",
         emb_token: str = "<|emb|>",
-        batch_size: int = 64,
+        contrastive_batch_size: int = 64,
+        micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
         eval_batch_size: int = 64,
         eval_window: int = 8,
         rationale: RationalePolicy = "teacher",
+        contrastive_rationale: ContrastiveRationale = "annotated",
+        rationale_folder: str = RATIONALE_FOLDER,
+        texts: TextForm = "formatted",
         num_hard_negatives: int = 0,
         task_mixing: TaskMixing = "mixed",
+        task_weights: dict[int, float] | None = None,
+        mixing_temperature: float = 1.0,
         query_template: Template = Template(),
         candidate_template: Template = Template(),
         prompt_policy: PromptPolicy = "fixed",
         max_text_tokens: int = 512,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
+        min_image_tokens: int | None = None,
+        max_image_tokens: int | None = None,
+        image_slot: ImageSlot | None = None,
+        image_processor: dict[str, Any] | None = None,
         num_workers: int = 1,
         seed: int = 0,
         cache_dir: Path | None = None,
@@ -106,32 +131,55 @@ class MBEIRDataModule(lightning.LightningDataModule):
         held_out: float = 0.0,
         route_labels: Path | None = None,
         route_targets: RouteTargets = "hard",
+        mined_negatives: Path | None = None,
     ) -> None:
         super().__init__()
         for name, size in (
-            ("batch_size", batch_size),
+            ("contrastive_batch_size", contrastive_batch_size),
+            ("micro_batch_size", micro_batch_size),
+            ("micro_batch_tokens", micro_batch_tokens),
             ("eval_batch_size", eval_batch_size),
             ("eval_window", eval_window),
         ):
-            if size < 1:
+            if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}, must be at least 1 (data.{name})")
         if num_hard_negatives < 0:
             raise ValueError(f"num_hard_negatives is {num_hard_negatives}, must be >= 0 (data)")
+        if mined_negatives is not None and not num_hard_negatives:
+            raise ValueError(
+                f"data.mined_negatives is {str(mined_negatives)!r}, but data.num_hard_negatives is "
+                "0, so none would be used: set it to 1 or more"
+            )
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out is {held_out}, allowed 0 .. 1 without 1 (data.held_out)")
         if not Path(root).is_dir():
             raise FileNotFoundError(
                 f"data.root {str(root)!r} is no folder (make scenes writes data/scenes)"
             )
-        self.root, self.batch_size, self.eval_batch_size = Path(root), batch_size, eval_batch_size
-        self.eval_window = eval_window
+        self.root, self.contrastive_batch_size = Path(root), contrastive_batch_size
+        self.eval_batch_size, self.eval_window = eval_batch_size, eval_window
+        self.micro_batch_size, self.micro_batch_tokens = micro_batch_size, micro_batch_tokens
         self.rationale, self.num_hard_negatives = rationale, num_hard_negatives
+        self.contrastive_rationale: ContrastiveRationale = contrastive_rationale
         self.task_mixing, self.prompt_policy = task_mixing, prompt_policy
+        self.task_weights, self.mixing_temperature = task_weights, mixing_temperature
         self.num_workers, self.seed, self.train_file = num_workers, seed, train_file
-        self.held_out, self.route_labels = held_out, route_labels
-        self.route_targets: RouteTargets = route_targets
-        self.reader = MBEIRReader(self.root, cache_dir)
-        self.processor = ChatProcessor(backbone, emb_token, min_pixels, max_pixels)
+        self.held_out = held_out
+        self.reader = MBEIRReader(self.root, cache_dir, rationale_folder, texts)
+        self.training_records = TrainingRecords(
+            self.reader,
+            train_file,
+            seed,
+            num_hard_negatives,
+            mined_negatives,
+            cache_dir,
+            held_out,
+            route_labels,
+            route_targets,
+        )
+        self.processor = ChatProcessor(
+            backbone, emb_token, min_image_tokens, max_image_tokens, image_slot, image_processor
+        )
         self.renderer = RecordRenderer(
             self.root,
             self.processor,
@@ -155,42 +203,22 @@ class MBEIRDataModule(lightning.LightningDataModule):
             )
 
     def _set_up_training(self) -> None:
-        queries, pool = self._read_training_records()
-        labels = None
-        if self.route_labels is not None:
-            labels = read_route_labels(self.route_labels, queries, self.route_targets)
-        if self.held_out:
-            is_trained = ~mark_held_out(queries.ids, self.held_out, self.seed)
-            queries = queries.select(is_trained)
-            labels = None if labels is None else labels[is_trained]
-        if labels is not None and not (labels >= 0).any():
-            raise DataError(
-                f"{self.route_labels} has no label for any of the {len(queries)} queries that are "
-                f"trained on (data.route_labels); data.held_out is {self.held_out}: at 0 no query "
-                "is left out"
-            )
+        queries, pool, labels = self.training_records.read_trained()
         self.train_dataset = TrainDataset(
             queries,
             pool,
             self.renderer,
             self.rationale,
+            self.contrastive_rationale,
             self.num_hard_negatives,
-            route_labels=labels,
+            labels,
+            self.micro_batch_size,
+            self.micro_batch_tokens,
         )
-        if self.task_mixing == "one_task_per_batch":
-            global_batch_size = self.batch_size * get_world_size()
-            if note := describe_untrained_tasks(queries.task_ids, global_batch_size):
-                rank_zero_info(note)
-
-    def _read_training_records(self) -> tuple[QueryTable, CandidateTable]:
-        """Read all training queries, those that are held out included, and their pool."""
-        if self.train_file == "union_up":
-            queries = self.reader.read_union_up_queries("random", self.seed)
-        else:
-            queries = self.reader.read_queries("train", None, "random", self.seed)
-        pool = self.reader.read_union_pool("train")
-        check_positives(queries, pool, self.root, self.num_hard_negatives)
-        return queries, pool
+        if self.task_mixing == "one_task_per_batch" and (
+            note := describe_untrained_tasks(queries.task_ids, self.contrastive_batch_size)
+        ):
+            rank_zero_info(note)
 
     def set_up_held_out(self) -> None:
         """Read the queries that a fit leaves out, and their pool, as the evaluation set `train`.
@@ -198,38 +226,55 @@ class MBEIRDataModule(lightning.LightningDataModule):
         Raises:
             ValueError: There is none.
         """
-        records = self._read_training_records()
-        self.evaluation_sets["train"] = build_held_out_set(*records, self.held_out, self.seed)
+        self.evaluation_sets["train"] = self.training_records.read_share(self.held_out)
 
-    def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """Return the training batches of the trainer's current epoch.
+    def set_up_training_queries(self) -> None:
+        """Read all training queries, each once, and their pool, as the evaluation set `train`."""
+        self.evaluation_sets["train"] = self.training_records.read_share(1.0)
 
-        Workers draw the first batches before Lightning names the epoch to the sampler, so a resumed
-        run needs a loader made after its epoch is known.
+    def build_train_sampler(self, first_batch: int = 0) -> TaskBatchSampler:
+        """Return what chooses this rank's part of an epoch's batches, from the first that is left.
 
         Raises:
-            ValueError: The trainer does not make loaders anew every epoch.
+            ValueError: No batch can be filled, or another option of the sampler does not fit.
         """
-        tasks = self.train_dataset.queries.task_ids.tolist()
-        sampler = TaskBatchSampler(
-            tasks, self.batch_size, self.task_mixing, self.seed, get_rank(), get_world_size()
+        return TaskBatchSampler(
+            self.train_dataset.queries.task_ids,
+            self.contrastive_batch_size,
+            self.task_mixing,
+            self.seed,
+            get_rank(),
+            get_world_size(),
+            self.task_weights,
+            self.mixing_temperature,
+            first_batch,
         )
-        if self.trainer is not None:
-            if (reload := self.trainer.reload_dataloaders_every_n_epochs) != 1:  # type: ignore[attr-defined]
-                raise ValueError(
-                    f"trainer.reload_dataloaders_every_n_epochs is {reload}, must be 1: a resumed "
-                    "run would repeat an epoch's batches"
-                )
-            sampler.set_epoch(self.trainer.current_epoch)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Return the training batches of the trainer's epoch, from where its progress stands."""
+        return TrainLoader(self._load_rest_of_epoch, len(self.build_train_sampler()))
+
+    def _load_rest_of_epoch(self) -> DataLoader[TrainBatch]:
+        is_training = self.trainer is not None and self.trainer.training
+        sampler = self.build_train_sampler(
+            self.trainer.fit_loop.batch_idx + 1 if is_training else 0  # type: ignore[union-attr]
+        )
+        sampler.set_epoch(self.trainer.current_epoch if is_training else 0)  # type: ignore[union-attr]
+        device = self.trainer.strategy.root_device if is_training else None  # type: ignore[union-attr]
         return DataLoader(
-            self.train_dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers
+            self.train_dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=device is not None and device.type == "cuda",
+            worker_init_fn=outlive_sigterm,
         )
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Leave queries in host memory: the engine moves them part by part."""
-        if isinstance(batch, QueryBatch):
+        """Leave sequences in host memory: they are moved chunk by chunk."""
+        if isinstance(batch, (QueryBatch, TrainBatch)):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -274,4 +319,10 @@ class MBEIRDataModule(lightning.LightningDataModule):
     def _build_loader(
         self, dataset: Dataset[_Batch], batches: list[list[int]]
     ) -> DataLoader[_Batch]:
-        return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.num_workers)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=batches,
+            num_workers=self.num_workers,
+            worker_init_fn=outlive_sigterm,
+        )

@@ -9,31 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from tracelib.data.collator import ChatProcessor, Turn
 from tracelib.data.images import ImageError, load_image
+from tracelib.data.micro_batches import form_chunks
 from tracelib.data.query_table import QueryTable
-from tracelib.data.rationales import SOURCES
-from tracelib.data.records import MAX_CANDIDATE_NUMBER, MAX_QUERY_NUMBER, decode_id, encode_id
+from tracelib.data.rationale_policy import RationalePolicy, check_rationale_policy
+from tracelib.data.records import MAX_CANDIDATE_NUMBER, encode_id
 from tracelib.data.tables import CandidateTable
 from tracelib.prompts import Messages, Template
 from tracelib.types import (
     Candidate,
     CandidateBatch,
+    ContrastiveRationale,
     EncoderInput,
     Query,
     QueryBatch,
     Rationale,
     TrainBatch,
 )
-
-RationalePolicy = Literal["none", "teacher", "oracle"]
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,21 @@ class TrainDataset(Dataset[TrainBatch]):
         queries: Training queries.
         pool: Train pool, which holds all positives and the hard negatives used.
         renderer: Turns records into sequences.
-        rationale: `none` trains direct encoding. `teacher` writes the target-blind rationales of
-            hard queries before the embedding token. `oracle` also admits rationales that have seen
-            the target, as contrastive context too: at test time no oracle exists (RGE's central
-            finding), so it has to be asked for.
+        rationale: Text of the language-modelling loss, before the embedding token: `none`,
+            `teacher` (target-blind) or `oracle` (it may have seen the target).
+        contrastive_rationale: What embeddings are read after. `annotated` is the same text, which
+            must not have seen the target: at test time no oracle exists (RGE's central finding).
+            `oracle` takes it although it has, `self` the thought that the model writes itself.
         num_hard_negatives: Hard negatives per query, taken in the listed order.
-        num_length_chunks: Parts of similar length the query side is encoded in; changes speed, not
-            the loss.
         route_labels: `[Q]` what the router learns of each query, -1 for nothing; None takes the
             annotated difficulty.
+        micro_batch_size: Most sequences that are encoded at once; with it or `micro_batch_tokens`,
+            batches ask for cached gradients.
+        micro_batch_tokens: Most tokens that are encoded at once, pictures and padding included.
 
     Raises:
-        ValueError: `teacher` is asked for and a rationale has seen its target, or no query has a
-            rationale.
+        ValueError: Embeddings would be read after a text that has seen its target, there is no such
+            text, or no query has a rationale.
     """
 
     def __init__(
@@ -121,64 +124,69 @@ class TrainDataset(Dataset[TrainBatch]):
         pool: CandidateTable,
         renderer: RecordRenderer,
         rationale: RationalePolicy,
+        contrastive_rationale: ContrastiveRationale = "annotated",
         num_hard_negatives: int = 0,
-        num_length_chunks: int = 2,
         route_labels: NDArray[Any] | None = None,
+        micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
     ) -> None:
         self.queries, self.pool, self.renderer, self.rationale = queries, pool, renderer, rationale
-        self.num_hard_negatives, self.num_length_chunks = num_hard_negatives, num_length_chunks
+        self.num_hard_negatives = num_hard_negatives
+        self.micro_batch_size, self.micro_batch_tokens = micro_batch_size, micro_batch_tokens
         annotated = queries.difficulty.astype(np.int64)
         self.route_labels = annotated if route_labels is None else route_labels
-        leaks = np.flatnonzero(queries.rationale_sources == SOURCES.index("oracle"))
-        if rationale == "teacher" and len(leaks):
-            first = decode_id(int(queries.ids[leaks[0]]), MAX_QUERY_NUMBER)
-            raise ValueError(
-                f"{len(leaks)} rationales have seen their target, first that of query {first}: "
-                "set data.rationale to 'oracle' to use them as contrastive context all the same"
-            )
-        if rationale != "none" and (queries.rationale_sources < 0).all():
-            raise ValueError(
-                f"data.rationale is {rationale!r} but no training query has a rationale"
-            )
+        check_rationale_policy(
+            queries.ids, queries.rationale_sources, rationale, contrastive_rationale
+        )
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def __getitem__(self, indices: list[int]) -> TrainBatch:
-        taken = sorted(
-            zip(self.queries.take(indices), indices, strict=True),
-            key=lambda pair: self._estimate_length(pair[0]),
-        )
-        rows = [query for query, _ in taken]
-        turns = [self.renderer.render_query(q, self._choose_rationale(q)) for q in rows]
+        rows = self.queries.take(indices)
         names = [q.positive_ids[0] for q in rows]
         names += [i for q in rows for i in q.negative_ids[: self.num_hard_negatives]]
         candidate_ids = np.array([encode_id(name, MAX_CANDIDATE_NUMBER) for name in names])
         candidates = self.pool.take(self.pool.find(candidate_ids))
-        processor = self.renderer.processor
-        size = -(-len(rows) // self.num_length_chunks)
-        width = max(len(q.positive_ids) for q in rows)
-        return TrainBatch(
-            query=[processor(turns[i : i + size]) for i in range(0, len(turns), size)],
-            candidate=processor([self.renderer.render_candidate(c) for c in candidates]),
-            task_ids=torch.tensor([q.task_id for q in rows]),
-            difficulty=torch.from_numpy(self.route_labels[[place for _, place in taken]]),
-            positive_ids=torch.tensor(
-                [
-                    [encode_id(name, MAX_CANDIDATE_NUMBER) for name in q.positive_ids]
-                    + [-1] * (width - len(q.positive_ids))
-                    for q in rows
-                ]
-            ),
-            candidate_ids=torch.from_numpy(candidate_ids),
+        query_chunks, query_order = self._encode_chunks(
+            [self.renderer.render_query(q, self._choose_rationale(q)) for q in rows],
+            [f"query {q.query_id!r}" for q in rows],
         )
+        candidate_chunks, candidate_order = self._encode_chunks(
+            [self.renderer.render_candidate(c) for c in candidates],
+            [f"candidate {name!r}" for name in names],
+        )
+        places = np.array(indices)[query_order]
+        positive_ids = [
+            torch.tensor([encode_id(name, MAX_CANDIDATE_NUMBER) for name in rows[i].positive_ids])
+            for i in query_order
+        ]
+        return TrainBatch(
+            query=query_chunks,
+            candidate=candidate_chunks,
+            task_ids=torch.tensor([rows[i].task_id for i in query_order]),
+            query_ids=torch.from_numpy(self.queries.ids[places]),
+            # The positive of query i was candidate i; argsort tells where it went.
+            targets=torch.from_numpy(np.argsort(candidate_order)[query_order]),
+            difficulty=torch.from_numpy(self.route_labels[places]),
+            positive_ids=pad_sequence(positive_ids, batch_first=True, padding_value=-1),
+            candidate_ids=torch.from_numpy(candidate_ids[candidate_order]),
+            is_cached=bool(self.micro_batch_size or self.micro_batch_tokens),
+        )
+
+    def _encode_chunks(
+        self, turns: list[Turn], names: list[str]
+    ) -> tuple[list[EncoderInput], list[int]]:
+        """Return chunks of padded sequences, and the place of each of their rows in `turns`."""
+        processor = self.renderer.processor
+        rows = processor.tokenize(turns)
+        lengths = [len(row.ids) for row in rows]
+        chunks = form_chunks(lengths, names, self.micro_batch_size, self.micro_batch_tokens)
+        inputs = [processor.pad([rows[i] for i in chunk]) for chunk in chunks]
+        return inputs, [i for chunk in chunks for i in chunk]
 
     def _choose_rationale(self, query: Query) -> Rationale | None:
         return None if self.rationale == "none" else query.rationale
-
-    def _estimate_length(self, query: Query) -> tuple[int, str]:
-        rationale = self._choose_rationale(query)
-        return len(query.text) + (len(rationale.text) if rationale else 0), query.query_id
 
 
 class QueryDataset(Dataset[QueryBatch]):

@@ -21,7 +21,7 @@ def mark_held_out(query_ids: NDArray[np.int64], share: float, seed: int) -> NDAr
 
     Args:
         query_ids: `[Q]` integer ids.
-        share: Expected share of the queries, 0 .. 1.
+        share: Expected share of the queries, 0 .. 1, which is all.
         seed: Seed of the choice.
 
     >>> mark_held_out(np.array([5, 6, 7, 5]), 0.5, seed=0).tolist()

@@ -86,6 +86,31 @@ class InstructionTable:
             return Random(f"{self.seed} {split} {query_id}").choice(prompts)
         return prompts[zlib.crc32(query_id.encode()) % len(prompts)]
 
+    def format_text(self, instruction: str, text: str) -> str:
+        """Return a query's own text as M-BEIR formats it behind its instruction."""
+        # Instruction and text with a blank between are M-BEIR's query string.
+        return format_text(f"{instruction} {text}")[len(instruction) + 1 :]
+
+
+class VerbatimTexts:
+    """In the place of instructions: a text holds its own, and is taken as it is."""
+
+    policy: PromptPolicy = "fixed"
+
+    def find_prompts(self, query_id: str, modalities: tuple[str, str]) -> list[str]:
+        """Return an empty prompt."""
+        return [""]
+
+    def choose(
+        self, prompts: Sequence[str], split: str, query_id: str, prompt_number: int = 0
+    ) -> str:
+        """Return the empty prompt."""
+        return ""
+
+    def format_text(self, instruction: str, text: str) -> str:
+        """Return the text."""
+        return text
+
 
 def parse_instruction_line(text: bytes) -> tuple[InstructionKey, list[str]]:
     r"""Return the key and the formatted prompts of a line.

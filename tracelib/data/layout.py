@@ -26,6 +26,9 @@ DATASET_NAMES = (
 )
 """M-BEIR's data sets as file names have them; a data set's id is its place."""
 
+RATIONALE_FOLDER = "rationales"
+"""Where rationale rows are, unless other ones are asked for."""
+
 
 def needs_split_pool(column: str) -> bool:
     """Return whether val and test have pools of their own: MSCOCO's differ, so names tell them.
@@ -48,9 +51,11 @@ class Layout:
 
     Args:
         root: Folder that holds `query`, `cand_pool`, `qrels`, `instructions` and the pictures.
+        rationale_folder: Folder below the root that holds the rationale rows.
     """
 
     root: Path
+    rationale_folder: str = RATIONALE_FOLDER
 
     @property
     def instructions(self) -> Path:
@@ -86,12 +91,27 @@ class Layout:
 
     def rationales(self, dataset: str, split: str) -> Path:
         """Return the rationale rows of a data set."""
-        return self.root / "rationales" / f"mbeir_{dataset}_{split}_rationales.jsonl"
+        return self.root / self.rationale_folder / f"mbeir_{dataset}_{split}_rationales.jsonl"
 
-    def find_rationales(self, split: str) -> list[Path]:
-        """Return the rationale files of a split, sorted."""
-        pattern = self.rationales("*", split)
+    def find_rationales(self, split: str, dataset: str = "*") -> list[Path]:
+        """Return the rationale files of a split that are there, sorted; of one data set, or all."""
+        pattern = self.rationales(dataset, split)
         return sorted(pattern.parent.glob(pattern.name))
+
+    def check_rationale_folder(self) -> None:
+        """Check that the folder of rationales is below the root, and there if it is not the usual.
+
+        Raises:
+            DataError: It is not.
+        """
+        name = self.rationale_folder
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{name!r} is no folder below {self.root} (data.rationale_folder)")
+        if name != RATIONALE_FOLDER and not (self.root / name).is_dir():
+            raise DataError(
+                f"{self.root / name}: no such folder of rationales (data.rationale_folder); "
+                "make scenes adds the one of Scenes"
+            )
 
     def find_pool(self, column: str, split: str) -> Path:
         """Return the local pool to use: that of the split where there is or must be one."""

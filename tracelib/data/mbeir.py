@@ -7,7 +7,9 @@ References:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,19 +17,20 @@ from tracelib.data.arrow import ArrowTable
 from tracelib.data.conversion import TableFormat
 from tracelib.data.evaluation_set import EvaluationSet, check_disjoint
 from tracelib.data.formats import CANDIDATES, QRELS, RATIONALES, build_query_format
-from tracelib.data.instructions import InstructionTable, PromptPolicy
+from tracelib.data.instructions import InstructionTable, PromptPolicy, VerbatimTexts
 from tracelib.data.jsonl import DataError as DataError
-from tracelib.data.layout import Layout, name_root
+from tracelib.data.layout import RATIONALE_FOLDER, Layout, name_root
 from tracelib.data.qrels_table import QrelsTable
 from tracelib.data.query_file import QueryFile, check_joins, check_rationales
 from tracelib.data.query_table import QueryTable
 from tracelib.data.records import MAX_CANDIDATE_NUMBER, decode_id
 from tracelib.data.records import TASK_MODALITIES as TASK_MODALITIES
 from tracelib.data.table_cache import hash_source, open_table
-from tracelib.data.tables import CandidateTable, RationaleTable
+from tracelib.data.tables import CandidateTable, RationaleTable, VerbatimCandidateTable
 
 CACHE_FOLDER = Path(".tracelib", "arrow")
 """Where tables are kept in a data root."""
+TextForm = Literal["formatted", "verbatim"]
 
 
 class MBEIRReader:
@@ -39,11 +42,26 @@ class MBEIRReader:
     Args:
         root: Folder that holds `query`, `cand_pool`, `qrels`, `instructions` and the pictures.
         cache_dir: Folder to keep the tables in; None keeps them in `.tracelib` of the root.
+        rationale_folder: Folder below the root whose rows are the rationales. Queries that it gives
+            no difficulty have that of `rationales`.
+        texts: `formatted` by M-BEIR's rules, queries after an instruction of their row; `verbatim`
+            as the files have them.
+
+    Raises:
+        DataError: Another rationale folder than `rationales` is asked for and not in the root.
     """
 
-    def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        cache_dir: Path | None = None,
+        rationale_folder: str = RATIONALE_FOLDER,
+        texts: TextForm = "formatted",
+    ) -> None:
         self.root = root
-        self._layout = Layout(root)
+        self._texts = texts
+        self._layout = Layout(root, rationale_folder)
+        self._layout.check_rationale_folder()
         self._cache = root / CACHE_FOLDER
         if cache_dir is not None:
             self._cache = Path(cache_dir) / name_root(root)
@@ -79,7 +97,7 @@ class MBEIRReader:
             DataError: A file breaks the format; the message names file, line and value.
             ValueError: There is no such prompt policy.
         """
-        instructions = InstructionTable(self._layout.instructions, prompt_policy, seed)
+        instructions = self._read_instructions(prompt_policy, seed)
         stems = self._layout.find_stems(split)
         if column is not None:
             stem = column.rpartition("_task")[0] if split == "train" else column
@@ -107,10 +125,11 @@ class MBEIRReader:
             DataError: A file breaks the format, or a query is of no data set of M-BEIR.
             ValueError: There is no such prompt policy.
         """
-        instructions = InstructionTable(self._layout.instructions, prompt_policy, seed)
+        instructions = self._read_instructions(prompt_policy, seed)
         table_format = build_query_format(None, repeats_ids=True)
         table = self._open(self._layout.union_up_queries, table_format)
-        file = QueryFile(table, None, None, self.read_rationales("train"))
+        labels = self._read_labels("train")
+        file = QueryFile(table, None, None, self.read_rationales("train"), labels=labels)
         check_joins(file)
         check_rationales([file])
         return QueryTable("train", [file], instructions)
@@ -133,7 +152,7 @@ class MBEIRReader:
         queries = self.read_queries(split, None, prompt_policy, seed)
         pools = [self._open(self._layout.find_pool(name, split), CANDIDATES) for name in columns]
         check_disjoint(pools)
-        candidates = CandidateTable(pools)
+        candidates = self._build_candidates(pools)
         return EvaluationSet(
             queries,
             candidates,
@@ -147,7 +166,9 @@ class MBEIRReader:
         Raises:
             DataError: The file is missing, empty, or breaks the format.
         """
-        return CandidateTable([self._open(self._layout.find_pool(column, split), CANDIDATES)])
+        return self._build_candidates(
+            [self._open(self._layout.find_pool(column, split), CANDIDATES)]
+        )
 
     def read_union_pool(self, split: str) -> CandidateTable:
         """Read the union pool; for train it is the only pool.
@@ -155,7 +176,7 @@ class MBEIRReader:
         Raises:
             DataError: The file is missing, empty, or breaks the format.
         """
-        return CandidateTable([self._open(self._layout.union_pool(split), CANDIDATES)])
+        return self._build_candidates([self._open(self._layout.union_pool(split), CANDIDATES)])
 
     def read_qrels(self, split: str, column: str) -> QrelsTable:
         """Read the positives of each query of a column, those of other columns' pools included.
@@ -171,8 +192,7 @@ class MBEIRReader:
         Raises:
             DataError: A file breaks the format.
         """
-        paths = self._layout.find_rationales(split)
-        return RationaleTable([self._open(path, RATIONALES) for path in paths])
+        return self._read_rationale_files(self._layout, split)
 
     def read_sources(self, split: str) -> dict[str, tuple[str, str, str]]:
         """Return the SHA-256 of each column's query file, of the prompts, and of its local pool.
@@ -197,6 +217,8 @@ class MBEIRReader:
                 hash_source(path, self._find_cache(path))
                 for path in (query, self._layout.instructions, pool)
             )
+            if self._texts == "verbatim":  # other texts, so other embeddings
+                query_hash, pool_hash = f"{query_hash} verbatim", f"{pool_hash} verbatim"
             sources[column] = (query_hash, prompt_hash, pool_hash)
         return sources
 
@@ -221,7 +243,6 @@ class MBEIRReader:
     def _open_query_file(self, split: str, stem: str, task_id: int | None = None) -> QueryFile:
         """Open a query file with what belongs to it, and check that these fit together."""
         dataset, _, file_task = stem.partition("_task")
-        path = self._layout.rationales(dataset, split)
         file = QueryFile(
             self._open(
                 self._layout.query(stem, split),
@@ -229,11 +250,34 @@ class MBEIRReader:
             ),
             dataset,
             None if split == "train" else self.read_qrels(split, stem),
-            RationaleTable([self._open(path, RATIONALES)] if path.exists() else []),
+            self._read_rationale_files(self._layout, split, dataset),
             task_id,
+            labels=self._read_labels(split, dataset),
         )
         check_joins(file)
         return file
+
+    def _read_rationale_files(
+        self, layout: Layout, split: str, dataset: str = "*"
+    ) -> RationaleTable:
+        paths = layout.find_rationales(split, dataset)
+        return RationaleTable([self._open(path, RATIONALES) for path in paths])
+
+    def _read_labels(self, split: str, dataset: str = "*") -> RationaleTable | None:
+        """Read the rows of the usual folder, or return None where they are the rationales."""
+        usual = Layout(self.root)
+        return None if usual == self._layout else self._read_rationale_files(usual, split, dataset)
+
+    def _read_instructions(
+        self, prompt_policy: PromptPolicy, seed: int
+    ) -> InstructionTable | VerbatimTexts:
+        if self._texts == "verbatim":
+            return VerbatimTexts()
+        return InstructionTable(self._layout.instructions, prompt_policy, seed)
+
+    def _build_candidates(self, tables: Sequence[ArrowTable]) -> CandidateTable:
+        verbatim = self._texts == "verbatim"
+        return VerbatimCandidateTable(tables) if verbatim else CandidateTable(tables)
 
     def _open(self, source: Path, table_format: TableFormat) -> ArrowTable:
         return open_table(source, self._find_cache(source), table_format)

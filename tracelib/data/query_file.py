@@ -19,7 +19,7 @@ from tracelib.data.layout import DATASET_NAMES
 from tracelib.data.qrels_table import QrelsTable
 from tracelib.data.rationales import RationaleRow
 from tracelib.data.records import MAX_QUERY_NUMBER, decode_id
-from tracelib.data.tables import Ints, RationaleTable
+from tracelib.data.tables import Ints, NegativeTable, RationaleTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,8 @@ class QueryFile:
         rationales: Rationale rows, by query id.
         task_id: Keep the queries of this task only; None keeps all.
         kept_rows: Keep these rows only, in rising order; None keeps all.
+        mined: Hard negatives, by query id; None takes those of the rows.
+        labels: Rationale rows whose difficulty counts where the others have none.
     """
 
     table: ArrowTable
@@ -41,10 +43,12 @@ class QueryFile:
     rationales: RationaleTable
     task_id: int | None = None
     kept_rows: Ints | None = None
+    mined: NegativeTable | None = None
+    labels: RationaleTable | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         joined = (self.table, self.dataset, self.qrels, self.rationales)
-        return QueryFile, (*joined, self.task_id, self.kept_rows)
+        return QueryFile, (*joined, self.task_id, self.kept_rows, self.mined, self.labels)
 
     @cached_property
     def ids(self) -> Ints:
@@ -61,6 +65,16 @@ class QueryFile:
         """`[R]` place of each query's rationale row, -1 without one."""
         return self.rationales.find(self.ids)
 
+    @cached_property
+    def difficulty(self) -> NDArray[np.int8]:
+        """`[R]` 1 where a query needs thought, 0 where not, -1 elsewhere."""
+        found = _take_difficulty(self.rationales, self.rationale_places)
+        if self.labels is None:
+            return found
+        return np.where(
+            found >= 0, found, _take_difficulty(self.labels, self.labels.find(self.ids))
+        )
+
     def name_query(self, row: int) -> str:
         """Return the id `D:N` of a row's query."""
         return decode_id(int(self.ids[row]), MAX_QUERY_NUMBER)
@@ -76,6 +90,12 @@ class QueryFile:
             return self.read_ids("positive_ids", rows)
         starts, stops = self.qrels.find_spans(self.ids[rows])
         return stops - starts, gather_slices(self.qrels.candidate_ids, starts, stops)
+
+    def read_negatives(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Return the number of hard negatives of each row `[N]`, and all their ids `[P]`."""
+        if self.mined is None:
+            return self.read_ids("negative_ids", rows)
+        return self.mined.read_lists(self.mined.find(self.ids[rows]))
 
     def read_ids(self, name: str, rows: Ints) -> tuple[Ints, Ints]:
         """Return the length of a column of lists at each row `[N]`, and all their ids `[P]`."""
@@ -137,6 +157,11 @@ def check_rationales(files: Sequence[QueryFile]) -> None:
         raise DataError(
             f"{rationales.describe_place(place)}: qid {name!r} is no query of {sources}; drop it"
         )
+
+
+def _take_difficulty(rows: RationaleTable, places: Ints) -> NDArray[np.int8]:
+    """Return the difficulty at each place, -1 where that is -1."""
+    return np.append(rows.difficulty, np.int8(-1))[places]
 
 
 def _check_qrels(file: QueryFile, qrels: QrelsTable) -> None:

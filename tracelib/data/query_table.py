@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelib.data.instructions import InstructionTable
+from tracelib.data.instructions import InstructionTable, VerbatimTexts
 from tracelib.data.query_file import QueryFile
 from tracelib.data.records import (
     MAX_CANDIDATE_NUMBER,
@@ -22,8 +22,7 @@ from tracelib.data.records import (
     decode_id,
     decode_ids,
 )
-from tracelib.data.tables import Ints, RecordTable
-from tracelib.prompts import format_text
+from tracelib.data.tables import Ints, NegativeTable, RecordTable
 from tracelib.types import Query
 
 
@@ -34,14 +33,18 @@ class QueryTable(RecordTable[Query]):
         split: `train`, `val` or `test`.
         files: The query files.
         instructions: The prompts and the policy that chooses among them; under `all` each query
-            comes once with every prompt of its row.
+        instructions: The prompts and the policy that chooses among them; under `all` each query
+            comes once with every prompt of its row. `VerbatimTexts` where texts have theirs.
 
     Raises:
         DataError: A query has no row in the table of instructions.
     """
 
     def __init__(
-        self, split: str, files: Sequence[QueryFile], instructions: InstructionTable
+        self,
+        split: str,
+        files: Sequence[QueryFile],
+        instructions: InstructionTable | VerbatimTexts,
     ) -> None:
         self.split, self.files, self.instructions = split, tuple(files), instructions
         selected = [_select_rows(file, instructions) for file in files]
@@ -97,7 +100,7 @@ class QueryTable(RecordTable[Query]):
     @cached_property
     def difficulty(self) -> NDArray[np.int8]:
         """`[Q]` 1 where a query needs thought, 0 where not, -1 elsewhere."""
-        return self._look_up([file.rationales.difficulty for file in self.files])
+        return self._join([file.difficulty for file in self.files])
 
     @cached_property
     def rationale_sources(self) -> NDArray[np.int8]:
@@ -113,12 +116,9 @@ class QueryTable(RecordTable[Query]):
 
     @cached_property
     def listed_negatives(self) -> tuple[Ints, Ints]:
-        """Offsets `[Q + 1]` into the integer ids `[P]` of the rows' hard negatives, and these."""
+        """Offsets `[Q + 1]` into the integer ids `[P]` of all hard negatives, and these."""
         return _join_lists(
-            [
-                file.read_ids("negative_ids", rows)
-                for file, rows in zip(self.files, self._rows, strict=True)
-            ]
+            [f.read_negatives(rows) for f, rows in zip(self.files, self._rows, strict=True)]
         )
 
     def select(self, is_kept: NDArray[np.bool_]) -> QueryTable:
@@ -131,6 +131,11 @@ class QueryTable(RecordTable[Query]):
             for rows, span in zip(self._rows, self.spans, strict=True)
         ]
         files = [replace(file, kept_rows=kept) for file, kept in zip(self.files, rows, strict=True)]
+        return QueryTable(self.split, files, self.instructions)
+
+    def replace_negatives(self, mined: NegativeTable) -> QueryTable:
+        """Return the same queries with other hard negatives; `mined` has a row of each query."""
+        files = [replace(file, mined=mined) for file in self.files]
         return QueryTable(self.split, files, self.instructions)
 
     def _join(self, columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -150,6 +155,8 @@ class QueryTable(RecordTable[Query]):
         names = ["id", "text", "image_path", "task_id", "negative_ids"]
         names += ["positive_ids"] if file.qrels is None else []
         numbers, texts, image_paths, task_ids, negatives, *rest = file.table.read_rows(rows, names)
+        if file.mined is not None:
+            negatives = file.mined.take(file.mined.find(np.array(numbers)))
         if file.qrels is None:
             positives = [decode_ids(ids, MAX_CANDIDATE_NUMBER) for ids in rest[0]]
         else:
@@ -162,12 +169,23 @@ class QueryTable(RecordTable[Query]):
             positives,
             negatives,
             file.read_rationales(rows),
+            file.difficulty[rows].tolist(),
             self._prompt_numbers[part][places].tolist(),
             strict=True,
         )
         prompts: dict[tuple[int, int], tuple[str, list[str]]] = {}
         queries = []
-        for number, text, path, task_id, positive_ids, listed, found, prompt_number in columns:
+        for (
+            number,
+            text,
+            path,
+            task_id,
+            positive_ids,
+            listed,
+            found,
+            difficulty,
+            prompt_number,
+        ) in columns:
             query_id, key = (
                 decode_id(number, MAX_QUERY_NUMBER),
                 (number // MAX_QUERY_NUMBER, task_id),
@@ -183,13 +201,12 @@ class QueryTable(RecordTable[Query]):
                     query_id,
                     column,
                     task_id,
-                    # Instruction and text with a blank between are M-BEIR's query string.
-                    format_text(f"{instruction} {text}")[len(instruction) + 1 :],
+                    self.instructions.format_text(instruction, text),
                     path,
                     instruction,
                     positive_ids,
                     found.rationale if found else None,
-                    found.difficulty if found and found.difficulty >= 0 else None,
+                    difficulty if difficulty >= 0 else None,
                     tuple([name for name in negative_ids if name not in positive_ids]),
                     prompt_number,
                 )
@@ -197,7 +214,9 @@ class QueryTable(RecordTable[Query]):
         return queries
 
 
-def _select_rows(file: QueryFile, instructions: InstructionTable) -> tuple[Ints, NDArray[np.int8]]:
+def _select_rows(
+    file: QueryFile, instructions: InstructionTable | VerbatimTexts
+) -> tuple[Ints, NDArray[np.int8]]:
     """Return the row and the prompt number of each query that a file gives."""
     rows = np.arange(len(file.table)) if file.kept_rows is None else file.kept_rows
     if file.task_id is not None:

@@ -41,10 +41,10 @@ def parse_query(row: Row, dataset: str, file_task: int | None) -> Query:
         modality = row.fields["query_modality"]
         expected = TASK_MODALITIES[task_id][0]
         raise row.error(f"query_modality {modality!r} is not {expected!r}, that of task {task_id}")
-    positive_ids = _parse_candidate_ids(row, "pos_cand_list")
+    positive_ids = parse_candidate_ids(row, "pos_cand_list")
     if not positive_ids:
         raise row.error("pos_cand_list is missing or empty; a query needs a positive")
-    negative_ids = _parse_candidate_ids(row, "neg_cand_list")
+    negative_ids = parse_candidate_ids(row, "neg_cand_list")
     return Query(
         query_id=parse_id(row, row.require("qid"), MAX_QUERY_NUMBER),
         column=f"{dataset}_task{task_id}",
@@ -82,6 +82,19 @@ def parse_qrels_line(row: Row, line: str) -> tuple[str, str, bool]:
     if not cells[3].isdecimal():
         raise row.error(f"relevance {cells[3]!r} is no integer >= 0")
     return query_id, candidate_id, int(cells[3]) > 0
+
+
+def parse_candidate_ids(row: Row, name: str) -> tuple[str, ...]:
+    """Return a list of ids, given as strings or as `{"did": id}`, which M-BEIR's card shows.
+
+    Raises:
+        DataError: It is no list of candidate ids.
+    """
+    values = row.fields.get(name) or []
+    if not isinstance(values, list):
+        raise row.error(f"{name} {values!r} is no list")
+    ids = (value.get("did") if isinstance(value, dict) else value for value in values)
+    return tuple(dict.fromkeys(parse_id(row, value, MAX_CANDIDATE_NUMBER) for value in ids))
 
 
 def parse_id(row: Row, value: object, limit: int) -> str:
@@ -150,12 +163,3 @@ def _parse_content(
             f"and {image_name} {image_path!r}"
         )
     return strip_control_tokens(text), image_path
-
-
-def _parse_candidate_ids(row: Row, name: str) -> tuple[str, ...]:
-    """Return a list of ids, given as strings or as `{"did": id}`, which M-BEIR's card shows."""
-    values = row.fields.get(name) or []
-    if not isinstance(values, list):
-        raise row.error(f"{name} {values!r} is no list")
-    ids = (value.get("did") if isinstance(value, dict) else value for value in values)
-    return tuple(dict.fromkeys(parse_id(row, value, MAX_CANDIDATE_NUMBER) for value in ids))

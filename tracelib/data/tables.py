@@ -1,4 +1,4 @@
-"""Candidates and rationales as tables: sequences of records over memory-mapped files.
+"""Candidates, rationales and mined negatives as tables: records over memory-mapped files.
 
 Shapes: R records of the table, N records or ids asked for.
 """
@@ -6,7 +6,7 @@ Shapes: R records of the table, N records or ids asked for.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar, overload
@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelib.data.arrow import ArrowTable
+from tracelib.data.arrow import ArrowTable, gather_slices
 from tracelib.data.formats import MODALITIES
 from tracelib.data.rationales import SOURCES, RationaleRow
 from tracelib.data.records import (
@@ -91,7 +91,7 @@ class RecordTable(Sequence[_Record]):
         return [records[spot] for spot in range(len(wanted))]
 
 
-class _FileTable(RecordTable[_Record]):
+class FileTable(RecordTable[_Record]):
     """Records that are the rows of their files, found by id.
 
     Args:
@@ -118,13 +118,20 @@ class _FileTable(RecordTable[_Record]):
             places = np.where((rows >= 0) & (places < 0), rows + start, places)
         return places
 
+    def describe_place(self, place: int) -> str:
+        """Return file and line of a row, for messages."""
+        part = int(np.searchsorted(self._edges, place, side="right")) - 1
+        return f"{self.tables[part].source}:{place - self._edges[part] + 1}"
+
     def _read_numbers(self, name: str, dtype: type[Any]) -> NDArray[Any]:
         columns = [table.read_numbers(name) for table in self.tables]
         return np.concatenate([np.empty(0, dtype), *columns])
 
 
-class CandidateTable(_FileTable[Candidate]):
+class CandidateTable(FileTable[Candidate]):
     """The candidates of one pool, or of several one after the other, with formatted texts."""
+
+    _format: Callable[[str], str] = staticmethod(format_text)
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
@@ -132,9 +139,14 @@ class CandidateTable(_FileTable[Candidate]):
         return self._read_numbers("length", np.int32)
 
     @cached_property
+    def modalities(self) -> NDArray[np.int8]:
+        """`[R]` place of each modality in `MODALITIES`."""
+        return self._read_numbers("modality", np.int8)
+
+    @cached_property
     def has_image(self) -> NDArray[np.bool_]:
         """`[R]` whether a candidate has a picture."""
-        is_image: NDArray[np.bool_] = self._read_numbers("modality", np.int8) != _TEXT
+        is_image: NDArray[np.bool_] = self.modalities != _TEXT
         return is_image
 
     def format_ids(self, places: Ints) -> list[list[str]]:
@@ -170,7 +182,7 @@ class CandidateTable(_FileTable[Candidate]):
         return [
             Candidate(
                 decode_id(number, MAX_CANDIDATE_NUMBER),
-                format_text(text),
+                self._format(text),
                 image_path,
                 MODALITIES[modality],
             )
@@ -178,7 +190,13 @@ class CandidateTable(_FileTable[Candidate]):
         ]
 
 
-class RationaleTable(_FileTable[RationaleRow]):
+class VerbatimCandidateTable(CandidateTable):
+    """Candidates with their texts as the files have them."""
+
+    _format = staticmethod(str)
+
+
+class RationaleTable(FileTable[RationaleRow]):
     """The rationale rows of one file, or of several one after the other."""
 
     @cached_property
@@ -199,11 +217,6 @@ class RationaleTable(_FileTable[RationaleRow]):
             table.read_column("reasoning").is_valid().to_numpy() for table in self.tables
         ]
         return np.where(np.concatenate([np.empty(0, bool), *has_thought]), sources, np.int8(-1))
-
-    def describe_place(self, place: int) -> str:
-        """Return file and line of a row, for messages."""
-        part = int(np.searchsorted(self._edges, place, side="right")) - 1
-        return f"{self.tables[part].source}:{place - self._edges[part] + 1}"
 
     def _make_records(self, part: int, places: Ints) -> list[RationaleRow]:
         names = ("id", "task_id", "difficulty", "reasoning", "answer", "confidence", "source")
@@ -230,3 +243,19 @@ class RationaleTable(_FileTable[RationaleRow]):
                 teacher,
             ) in zip(*columns, strict=True)
         ]
+
+
+class NegativeTable(FileTable[list[int]]):
+    """Hard negatives of queries: integer ids of candidates, by query id."""
+
+    def read_lists(self, places: Ints) -> tuple[Ints, Ints]:
+        """Return the number of negatives at each place `[N]`, and all their integer ids `[P]`."""
+        offsets, values = zip(*(t.read_lists("negative_ids") for t in self.tables), strict=True)
+        counts = np.concatenate([np.diff(bounds) for bounds in offsets])
+        starts = np.cumsum(counts) - counts
+        joined = np.concatenate(values)
+        return counts[places], gather_slices(joined, starts[places], (starts + counts)[places])
+
+    def _make_records(self, part: int, places: Ints) -> list[list[int]]:
+        (lists,) = self.tables[part].read_rows(places, ["negative_ids"])
+        return lists

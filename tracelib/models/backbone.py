@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 from transformers.utils.hub import cached_file
 
 from tracelib.assets import resolve_backbone
+from tracelib.models.backbone_parts import PROJECTOR, find_projectors
 
 _SAMPLE_BYTES = 1 << 20
 _NUM_SAMPLES = 64
@@ -26,13 +33,19 @@ class LoRA:
         rank: Rank of each update.
         alpha: Scale numerator; the update is multiplied by alpha / rank.
         dropout: Dropout on the adapter's input, 0 .. 1.
-        target_modules: Regular expression of the full names of the linear layers to adapt.
+        target_modules: Regular expression of the full names of the linear layers to adapt; the
+            default is all of the language model's, as transformers names them.
+        dora: Learn the size of each adapted weight's rows apart from their direction (DoRA).
+        gaussian_init: Draw the first half of each update from a Gaussian, in place of a uniform
+            distribution; the second half is zero either way.
     """
 
     rank: int = 128
     alpha: int = 256
     dropout: float = 0.0
-    target_modules: str = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    target_modules: str = r".*(language|text)_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    dora: bool = False
+    gaussian_init: bool = False
 
 
 def compute_fingerprint(backbone: str) -> str:
@@ -56,6 +69,8 @@ def compute_fingerprint(backbone: str) -> str:
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 """Who computes attention: torch, plain torch operations, or an installed flash-attn."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["8bit", "4bit"]
 
 
 def load_backbone(
@@ -63,9 +78,11 @@ def load_backbone(
     emb_token: str,
     lora: LoRA | None,
     train_projector: bool,
-    dtype: Literal["float32", "bfloat16", "float16"],
+    dtype: Dtype,
     gradient_checkpointing: bool,
     attention: Attention = "sdpa",
+    projector: str = PROJECTOR,
+    quantization: Quantization | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, int]:
     """Load a backbone, add the embedding token and freeze all that is not trained.
 
@@ -76,18 +93,26 @@ def load_backbone(
         backbone: Folder, hub name, or `embedded`.
         emb_token: The token to add; its row starts as the mean of all rows.
         lora: Adaptation of the language model; None trains all of it.
-        train_projector: Whether the vision merger is trained (TRACE trains it).
+        train_projector: Whether the projector is trained (TRACE trains it).
         dtype: Type of the weights.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         attention: Who computes attention.
+        projector: Regular expression of the full names of the projector's modules.
+        quantization: Bits of the frozen weights; None keeps `dtype`. Projector and head keep it.
 
     Returns:
         The model and the embedding token's id.
 
     Raises:
         ValueError: The backbone lacks expected weights, or has some that its architecture does not
-            know.
+            know; no module is called as `projector` says; quantized weights are to be trained, or
+            bitsandbytes is not installed.
     """
+    if quantization is not None and lora is None:
+        raise ValueError(
+            f"quantization {quantization} leaves nothing to train without an adapter: set "
+            "model.encoder.init_args.lora"
+        )
     path = resolve_backbone(backbone)
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         path,
@@ -96,6 +121,7 @@ def load_backbone(
         output_loading_info=True,
         trust_remote_code=False,
         use_safetensors=True,
+        **({} if quantization is None else _quantize(quantization, dtype, projector)),
     )
     model, info = loaded
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -105,9 +131,27 @@ def load_backbone(
             f"backbone {backbone!r} did not load cleanly (model.encoder.backbone): {problems}"
         )
     emb_token_id = _add_emb_token(model, path, emb_token)
-    return _mark_trained(
-        model, emb_token_id, lora, train_projector, gradient_checkpointing
+    return mark_trained(
+        model, emb_token_id, lora, train_projector, gradient_checkpointing, projector
     ), emb_token_id
+
+
+def _quantize(quantization: Quantization, dtype: Dtype, projector: str) -> dict[str, Any]:
+    """Return how to load weights so that matrices of what is frozen have fewer bits."""
+    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"quantization {quantization} needs {' and '.join(missing)}: pip install "
+            f"{' '.join(missing)}, or set model.encoder.init_args.quantization to null"
+        )
+    config = BitsAndBytesConfig(
+        load_in_8bit=quantization == "8bit",
+        load_in_4bit=quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=["lm_head", projector],
+    )
+    return {"quantization_config": config, "device_map": {"": "cpu"}}  # its rank's device is later
 
 
 def _add_emb_token(model: Any, path: str, emb_token: str) -> int:
@@ -127,17 +171,25 @@ def _add_emb_token(model: Any, path: str, emb_token: str) -> int:
     return emb_token_id
 
 
-def _mark_trained(
+def mark_trained(
     model: Any,
     emb_token_id: int,
     lora: LoRA | None,
     train_projector: bool,
     gradient_checkpointing: bool,
+    projector: str = PROJECTOR,
 ) -> PreTrainedModel | PeftModel:
+    """Freeze all of a backbone that is not trained, and add the adapter; see `load_backbone`.
+
+    Raises:
+        ValueError: No module is called as `projector` says.
+    """
     model.train()  # from_pretrained left it in evaluation mode, where LoRA's dropout is off
     adapted: PreTrainedModel | PeftModel = model
     if lora is None:
-        model.model.visual.requires_grad_(False)
+        model.requires_grad_(False)
+        model.get_decoder().requires_grad_(True)
+        model.get_output_embeddings().requires_grad_(True)
     else:
         # With tied embeddings peft wraps the head too, so one trained row serves both.
         rows = {"embed_tokens": [emb_token_id]}
@@ -148,12 +200,15 @@ def _mark_trained(
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
+            use_dora=lora.dora,
+            init_lora_weights="gaussian" if lora.gaussian_init else True,
             trainable_token_indices=rows,
         )
         adapted = get_peft_model(model, config)
-    if train_projector:
-        model.model.visual.merger.requires_grad_(True)
+    for module in find_projectors(model, projector):
+        module.requires_grad_(train_projector)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        # transformers has the frozen vision encoder take part in the backward pass otherwise.
+        model.disable_input_require_grads()
     return adapted

@@ -225,7 +225,7 @@ class DecodeBatch:
         emb = self.encoder.emb_token_id
         nothing = torch.zeros_like(rows.tokens)
         inputs = EncoderInput(rows.tokens, self.cache.attention_mask, nothing, nothing)
-        states = self.encoder.run_backbone(inputs, rows.positions.expand(3, -1, -1), self.cache)
+        states = self.encoder.run_backbone(inputs, rows.positions, self.cache)
         states = states[:, -1]
         self.cache.advance()
         number = torch.arange(len(rows.places), device=states.device)

@@ -8,15 +8,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tracelib.models.backbone import Attention, LoRA, compute_fingerprint, load_backbone
+from tracelib.models.backbone import (
+    Attention,
+    Dtype,
+    LoRA,
+    Quantization,
+    compute_fingerprint,
+    load_backbone,
+)
+from tracelib.models.backbone_parts import (
+    PROJECTOR,
+    find_projectors,
+    find_read_blocks,
+    find_vision_blocks,
+    get_causal_lm,
+    has_image_positions,
+)
 from tracelib.models.pooling import find_emb_position, pool_embedding
+from tracelib.models.vision_memory import VisionMemory
 from tracelib.types import EncoderInput
 
 _IGNORED_LABEL = -100
@@ -52,20 +68,26 @@ class Encoder(nn.Module):
     """A backbone that reads records and gives their embeddings.
 
     Args:
-        backbone: Folder or hub name of a Qwen2.5-VL, or `embedded` for the tiny one that ships with
+        backbone: Folder or hub name of a model that transformers loads for image and text (tested:
+            Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM), or `embedded` for the tiny one that ships with
             the package.
         emb_token: The token whose prediction closes a thought, added to the vocabulary.
         read_offset: -1 reads the state before the token (TRACE, section 3.1), 0 the token's own
             (RGE).
         lora: Low-rank adaptation of the language model; null trains all of it.
-        train_projector: Whether the vision merger is trained; the vision encoder itself is frozen.
+        train_projector: Whether the projector is trained; the vision encoder itself is frozen.
         dtype: Type of the weights.
         gradient_checkpointing: Recompute activations in the backward pass.
         attention: Who computes attention: `sdpa` (torch), `eager`, or `flash_attention_2` where it
             is installed.
+        projector: Regular expression of the full names of the modules between vision encoder and
+            language model; the default finds them under transformers' usual names.
+        quantization: `8bit` or `4bit` weights of what is frozen, through bitsandbytes; null keeps
+            `dtype`.
 
     Raises:
-        ValueError: The backbone does not load cleanly, or `read_offset` is neither -1 nor 0.
+        ValueError: The backbone does not load cleanly, has no such projector or cannot be
+            quantized, or `read_offset` is neither -1 nor 0.
 
     References:
         TRACE, arXiv 2603.02929, sections 3.1 and 3.3; RGE, arXiv 2511.16150.
@@ -78,9 +100,11 @@ class Encoder(nn.Module):
         read_offset: int = -1,
         lora: LoRA | None = None,
         train_projector: bool = True,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Dtype = "float32",
         gradient_checkpointing: bool = False,
         attention: Attention = "sdpa",
+        projector: str = PROJECTOR,
+        quantization: Quantization | None = None,
     ) -> None:
         super().__init__()
         if read_offset not in (-1, 0):
@@ -90,15 +114,28 @@ class Encoder(nn.Module):
             )
         self.read_offset, self.lora = read_offset, lora
         self.model, self.emb_token_id = load_backbone(
-            backbone, emb_token, lora, train_projector, dtype, gradient_checkpointing, attention
+            backbone,
+            emb_token,
+            lora,
+            train_projector,
+            dtype,
+            gradient_checkpointing,
+            attention,
+            projector,
+            quantization,
         )
         self.attention = attention
+        self.projectors = find_projectors(self.model, projector)
+        self._has_image_positions = has_image_positions(self.model)
+        self._vision_memory = VisionMemory(
+            find_vision_blocks(self.model), find_read_blocks(self.model)
+        )
         rank_zero_info(f"backbone {backbone}: {dtype}, attention by {attention}")
         self.fingerprint = compute_fingerprint(backbone)
 
     @property
     def _causal_lm(self) -> Any:
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return get_causal_lm(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -121,10 +158,13 @@ class Encoder(nn.Module):
             self.model = self.model.merge_and_unload()
 
     def compute_positions(self, inputs: EncoderInput) -> tuple[Tensor, Tensor]:
-        """Return rotary positions `[3, B, T]`, and next position minus length `[B, 1]`."""
-        if inputs.image_grid_thw is None:
+        """Return rotary positions, and next position minus length `[B, 1]`.
+
+        Positions are `[3, B, T]` where pictures have rows and columns (M-RoPE), else `[B, T]`.
+        """
+        if inputs.image_grid_thw is None or not self._has_image_positions:
             positions = (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)
-            return positions.expand(3, -1, -1), positions.new_zeros(len(positions), 1)
+            return positions, positions.new_zeros(len(positions), 1)
         positions, deltas = self._causal_lm.model.get_rope_index(
             inputs.input_ids,
             mm_token_type_ids=inputs.mm_token_type_ids,
@@ -133,24 +173,52 @@ class Encoder(nn.Module):
         )
         return positions, deltas
 
+    def _build_mask(self, inputs: EncoderInput) -> Tensor:
+        """Return the padding mask `[B, T]`, or with branches who sees whom, `[B, 1, T, T]`.
+
+        Raises:
+            ValueError: The backbone's attention takes no such mask.
+        """
+        branches = inputs.branches
+        if branches is None:
+            return inputs.attention_mask
+        if self.attention == "flash_attention_2":
+            raise ValueError(
+                "two texts after one prompt (data.contrastive_rationale self) need a mask that "
+                "flash_attention_2 does not take: set model.encoder.init_args.attention to sdpa"
+            )
+        number = torch.arange(branches.shape[1], device=branches.device)
+        is_visible = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+        is_visible &= (number <= number[:, None]) & inputs.attention_mask.bool()[:, None, :]
+        is_visible |= torch.eye(len(number), dtype=torch.bool, device=branches.device)  # padding
+        if self.attention == "sdpa":
+            return is_visible[:, None]
+        hidden_score = torch.finfo(self.dtype).min
+        return torch.zeros_like(is_visible, dtype=self.dtype).masked_fill(
+            ~is_visible, hidden_score
+        )[:, None]
+
     def run_backbone(self, inputs: EncoderInput, positions: Tensor, cache: Any = None) -> Tensor:
         """Return last-layer states `[B, T, D]`; `cache`, if given, is filled."""
+        pictures = {"pixel_values": inputs.pixel_values, "image_grid_thw": inputs.image_grid_thw}
+        if self._has_image_positions and positions.ndim == 2:
+            positions = positions.expand(3, -1, -1)
         # Positions are explicit, so the backbone's own remembered rope_deltas can't bite.
-        output = self._causal_lm.model(
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            position_ids=positions,
-            pixel_values=inputs.pixel_values,
-            image_grid_thw=inputs.image_grid_thw,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        with self._vision_memory.share(inputs.vision_outputs):
+            output = self._causal_lm.model(
+                input_ids=inputs.input_ids,
+                attention_mask=self._build_mask(inputs),
+                position_ids=positions,
+                **{name: given for name, given in pictures.items() if given is not None},
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 
     def predict_tokens(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., V]` of states `[..., D]`."""
-        logits: Tensor = self._causal_lm.lm_head(hidden)
+        logits: Tensor = self._causal_lm.get_output_embeddings()(hidden)
         return logits
 
     def forward(self, inputs: EncoderInput) -> EncoderOutput:
@@ -159,20 +227,46 @@ class Encoder(nn.Module):
         Raises:
             ValueError: A row has no embedding token, or no target token.
         """
-        hidden = self.run_backbone(inputs, self.compute_positions(inputs)[0])
-        if inputs.pixel_values is None and self.training:
-            # A batch without pictures leaves the projector out of the graph, which DDP takes for an
-            # error.
-            projector = self._causal_lm.model.visual.merger.parameters()
-            hidden = hidden + 0 * sum(p.sum() for p in projector if p.requires_grad)
-        emb_position = find_emb_position(
-            inputs.input_ids * (inputs.labels != _IGNORED_LABEL), self.emb_token_id
-        )
+        hidden = self._read(inputs)
         is_target = inputs.labels[:, 1:] != _IGNORED_LABEL
         rows = torch.arange(len(hidden), device=hidden.device)
         return EncoderOutput(
-            embedding=pool_embedding(hidden, emb_position, self.read_offset),
+            embedding=self._pool(inputs, hidden),
             prompt_state=hidden[rows, is_target.int().argmax(-1)],
             lm_logits=self.predict_tokens(hidden[:, :-1][is_target]),
             lm_targets=inputs.labels[:, 1:][is_target],
         )
+
+    def embed(self, inputs: EncoderInput) -> Tensor:
+        """Return embeddings `[B, D]` of whole sequences: what `forward` gives, without its logits.
+
+        Raises:
+            ValueError: A row has no embedding token.
+        """
+        return self._pool(inputs, self._read(inputs))
+
+    def _read(self, inputs: EncoderInput) -> Tensor:
+        positions = self.compute_positions(inputs)[0]
+        if inputs.branches is not None:  # both continuations start where the prompt ends
+            skipped = (inputs.branches == 1).sum(-1, keepdim=True)
+            positions = positions - skipped * (inputs.branches == 2)
+        hidden = self.run_backbone(inputs, positions)
+        if inputs.pixel_values is None and self.training:
+            # A batch without pictures leaves the projector out of the graph, which DDP takes for an
+            # error.
+            weights = (p for module in self.projectors for p in module.parameters())
+            hidden = hidden + 0 * sum(p.sum() for p in weights if p.requires_grad)
+        return hidden
+
+    def _pool(self, inputs: EncoderInput, hidden: Tensor) -> Tensor:
+        """Read each row's embedding at the embedding token of its response, not of its prompt."""
+        if inputs.branches is None:
+            is_response = inputs.labels != _IGNORED_LABEL
+        else:
+            is_response = inputs.branches == 2
+        position = find_emb_position(inputs.input_ids * is_response, self.emb_token_id)
+        if inputs.branches is not None and self.read_offset == -1:
+            # What comes before an empty thought is the prompt, not the other text.
+            is_text = inputs.branches == 1
+            position = position - is_text.sum(-1) * is_text.gather(1, position[:, None] - 1)[:, 0]
+        return pool_embedding(hidden, position, self.read_offset)

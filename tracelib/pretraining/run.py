@@ -69,6 +69,7 @@ def pretrain(
     tokenizer = train_tokenizer(seed)
     write_processors(tokenizer, backbone)
     model = build_blank_backbone(tokenizer)
+    model.config.save_pretrained(backbone)  # names the image token
     module = PretrainingModule(model, learning_rate, warmup_steps, num_epochs * steps_per_epoch)
     data = PretrainingDataModule(backbone, seed, batch_size, steps_per_epoch, val_size)
     trainer = lightning.Trainer(

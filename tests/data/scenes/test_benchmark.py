@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import time
 from collections import Counter
 
@@ -35,6 +36,11 @@ def reader(trees, tmp_path_factory):
     return MBEIRReader(trees / "a", tmp_path_factory.mktemp("tables"))  # the tree stays as written
 
 
+@pytest.fixture(scope="module")
+def oracle_reader(trees, tmp_path_factory):
+    return MBEIRReader(trees / "a", tmp_path_factory.mktemp("tables"), "rationales_oracle")
+
+
 def read_bytes(root):
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
@@ -47,7 +53,7 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(trees):
     first, again, other = (read_bytes(trees / name) for name in "abc")
     assert first == again
     same = [path for path in first.keys() & other.keys() if first[path] == other[path]]
-    assert same == ["instructions/query_instructions.tsv"]
+    assert sorted(same) == ["instructions/query_instructions.tsv", "rationales_oracle/README.md"]
 
 
 def test_the_temporary_folder_is_gone(trees):
@@ -59,6 +65,7 @@ def test_the_layout_is_that_of_mbeir(trees):
     expected = {
         "README.md",
         "scenes.json",
+        "rationales_oracle/README.md",
         "instructions/query_instructions.tsv",
         "query/train/mbeir_scenes_train.jsonl",
         "qrels/train/mbeir_scenes_train_qrels.txt",
@@ -66,6 +73,7 @@ def test_the_layout_is_that_of_mbeir(trees):
     for split in ("train", "val", "test"):
         expected.add(f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
         expected.add(f"rationales/mbeir_scenes_{split}_rationales.jsonl")
+        expected.add(f"rationales_oracle/mbeir_scenes_{split}_rationales.jsonl")
         for column in COLUMNS if split != "train" else []:
             expected.add(f"cand_pool/local/mbeir_{column}_{split}_cand_pool.jsonl")
             expected.add(f"query/{split}/mbeir_{column}_{split}.jsonl")
@@ -161,6 +169,44 @@ def test_rationales_end_in_the_target_of_hard_queries_only(trees, reader, split)
     factor = 2 if split == "train" else 1
     assert num_hard == factor * (3 * 3 + 3 * 7)
     assert num_compared == factor * (2 * 3 + 2 * 7)  # tasks 1, 2, 6 and 8 have words to compare
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_every_query_has_an_oracle_text_that_ends_in_its_target(reader, oracle_reader, split):
+    texts = {c.candidate_id: c.text for c in reader.read_union_pool(split)}
+    lengths = Counter()
+    for query, taught in zip(
+        oracle_reader.read_queries(split), reader.read_queries(split), strict=True
+    ):
+        assert query.rationale.source == "oracle"
+        assert query.difficulty == taught.difficulty
+        words = query.rationale.text
+        if query.difficulty:
+            assert words == taught.rationale.text
+        # The form that the backbone reads cards in: numbered states, four tiles each.
+        num_states = words.count(".")
+        row = rf"{TILE.pattern} {TILE.pattern}"
+        form = " ".join(rf"{number} {row} / {row}\." for number in range(num_states))
+        assert re.fullmatch(form, words)
+        assert len(TILE.findall(words)) == 4 * num_states
+        lengths[num_states] += 1
+        answer = TILE.findall(query.rationale.answer)
+        target = TILE.findall(texts[query.positive_ids[0]].lower())
+        if " below " in texts[query.positive_ids[0]]:
+            target = [*target[2:], *target[:2]]
+        assert target in ([], answer)
+    assert set(lengths) == {1, 2, 3, 4, 5}
+
+
+def test_a_tree_of_old_gets_the_oracle_rationales(trees, tmp_path, capsys):
+    shutil.copytree(trees / "b", tmp_path / "tree")
+    shutil.rmtree(tmp_path / "tree" / "rationales_oracle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MIN_POOL_SIZE, "val", 60)
+        patch.setitem(MIN_POOL_SIZE, "test", 60)
+        scenes(tmp_path / "tree", 0, **SIZES)
+    assert "added rationales_oracle" in " ".join(capsys.readouterr().out.split())
+    assert read_bytes(tmp_path / "tree") == read_bytes(trees / "a")
 
 
 def test_task_4_finds_another_drawing(trees, reader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +21,7 @@ from tracelib.data.scenes import wording
 from tracelib.data.scenes.drawing import draw_scene
 from tracelib.data.scenes.queries import DATASET_ID, DrawnCandidate, DrawnQuery, DrawnSplit
 from tracelib.data.scenes.world import Split
+from tracelib.types import RationaleSource
 
 _VERSION = 1
 """Raised whenever the same parameters would give another tree."""
@@ -47,6 +48,13 @@ attribute; each has the other's target as its negative, unless both have the sam
 (confidence, 0 .. 1), `source` (`teacher`: written without sight of the target), `teacher` (who
 wrote it). Parameters and counts are in `scenes.json`.
 """
+_ORACLE_FOLDER = "rationales_oracle"
+_ORACLE_README = """# Oracle rationales of Scenes
+
+Rows as in `rationales`, but of source `oracle`: written knowing query and target, for every query.
+Hard ones have their chain of thought, easy ones a short one: each ends in the target's description.
+`data.rationale_folder: rationales_oracle` reads them.
+"""
 
 
 def scenes(
@@ -58,8 +66,11 @@ def scenes(
 ) -> None:
     """Write the Scenes benchmark, an M-BEIR tree with pictures and rationales, in half a minute.
 
+    The folder `rationales` has teacher rationales, `rationales_oracle` such as know the target.
+
     Args:
-        root: Folder of the tree; left alone when it holds the tree of these parameters already.
+        root: Folder of the tree. When it holds the tree of these parameters already, it gets the
+            oracle rationales if it lacks them, and is left alone otherwise.
         seed: Seed of everything drawn; equal seeds give equal bytes.
         num_train: Train queries, a multiple of 16 up to 160,000, as many of each task.
         num_val: Val queries, a multiple of 8 up to 8,192.
@@ -76,7 +87,11 @@ def scenes(
     parameters = {"version": _VERSION, "seed": seed, "num_queries": numbers}
     if root.exists():
         _check_same(root, parameters)
-        Console().print(f"{root} holds this tree already")
+        if (root / _ORACLE_FOLDER).exists():
+            Console().print(f"{root} holds this tree already")
+            return
+        _add_oracle_rationales(root, [_draw(split, seed, n) for split, n in numbers.items()])
+        Console().print(f"{root}: added {_ORACLE_FOLDER}")
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
@@ -84,12 +99,12 @@ def scenes(
         candidate_numbers = itertools.count(1)
         num_candidates: dict[str, int] = {}
         num_pictures: dict[str, int] = {}
-        for split, number in numbers.items():
-            drawn = DrawnSplit(split, seed)
-            drawn.add_queries(number)
+        splits = [_draw(split, seed, number) for split, number in numbers.items()]
+        for drawn in splits:
             num_candidates |= _write_split(Layout(tree), drawn, candidate_numbers)
-            num_pictures[split] = len(drawn.pictures)
+            num_pictures[drawn.split] = len(drawn.pictures)
             _draw_pictures(tree, drawn)
+        _add_oracle_rationales(tree, splits)
         _write_instructions(Layout(tree).instructions)
         (tree / "README.md").write_text(_README.format(dataset_id=DATASET_ID, seed=seed))
         manifest = {**parameters, "num_candidates": num_candidates, "num_pictures": num_pictures}
@@ -112,6 +127,24 @@ def _check_same(root: Path, parameters: dict[str, Any]) -> None:
             f"{root} holds the tree of {found}, asked for is that of {parameters}; "
             "remove it or take another"
         )
+
+
+def _draw(split: Split, seed: int, num_queries: int) -> DrawnSplit:
+    drawn = DrawnSplit(split, seed)
+    drawn.add_queries(num_queries)
+    return drawn
+
+
+def _add_oracle_rationales(root: Path, splits: Sequence[DrawnSplit]) -> None:
+    """Write the folder of oracle rationales into a tree, in full or not at all."""
+    with tempfile.TemporaryDirectory(prefix=f".{_ORACLE_FOLDER}.", dir=root) as temporary:
+        written = Layout(Path(temporary), _ORACLE_FOLDER)
+        for drawn in splits:
+            rows = (_make_rationale(query, "oracle") for query in drawn.queries)
+            write_rationales(written.rationales("scenes", drawn.split), rows)
+        folder = written.root / _ORACLE_FOLDER
+        (folder / "README.md").write_text(_ORACLE_README)
+        folder.rename(root / _ORACLE_FOLDER)
 
 
 def _write_split(
@@ -142,7 +175,8 @@ def _write_split(
         write_rows(layout.query(stem, split), map(_format_query, queries))
         _write_qrels(layout.qrels(stem, split), queries)
     write_rows(layout.union_pool(split), union)
-    write_rationales(layout.rationales("scenes", split), map(_make_rationale, drawn.queries))
+    rationales = (_make_rationale(query, "teacher") for query in drawn.queries)
+    write_rationales(layout.rationales("scenes", split), rationales)
     return num_candidates
 
 
@@ -176,9 +210,14 @@ def _format_query(query: DrawnQuery) -> dict[str, Any]:
     }
 
 
-def _make_rationale(query: DrawnQuery) -> RationaleRow:
+def _make_rationale(query: DrawnQuery, source: RationaleSource) -> RationaleRow:
+    """Return a query's row; a teacher says nothing where no thought is needed, an oracle does."""
     is_hard = len(query.states) > 2
-    reasoning, answer = wording.write_rationale(query.states) if is_hard else (None, None)
+    reasoning, answer = None, None
+    if source == "oracle":
+        reasoning, answer = wording.write_oracle_rationale(query.states)
+    elif is_hard:
+        reasoning, answer = wording.write_rationale(query.states)
     return RationaleRow(
         query_id=query.query_id,
         task_id=query.task_id,
@@ -186,7 +225,7 @@ def _make_rationale(query: DrawnQuery) -> RationaleRow:
         reasoning=reasoning,
         answer=answer,
         confidence=1.0,
-        source="teacher",
+        source=source,
         teacher="scenes rules",
     )
 

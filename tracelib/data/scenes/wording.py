@@ -100,3 +100,13 @@ def write_rationale(states: Sequence[Scene]) -> tuple[str, str]:
     """
     steps = [f"{number} {state.state}." for number, state in enumerate(states)]
     return " ".join(steps[:-1]), steps[-1]
+
+
+def write_oracle_rationale(states: Sequence[Scene]) -> tuple[str, str]:
+    """Write what leads from a query to its target: (reasoning, answer); easy queries have one too.
+
+    It is their chain of thought. A card that is read as it is has but the number of its state for
+    a reasoning, so that both together are the words in which the backbone reads a card.
+    """
+    reasoning, answer = write_rationale(states)
+    return (reasoning, answer) if reasoning else ("0", answer.removeprefix("0 "))
