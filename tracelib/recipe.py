@@ -114,7 +114,7 @@ def read_recipe(run: Path) -> dict[str, Any]:
     for path in (run / "config.yaml", find_adapter(run)):
         if not path.exists():
             raise FileNotFoundError(
-                f"{run} is no fitted run: {path.name} is missing (fit a recipe first)"
+                f"{run} is no finished run: {path.name} is missing (fit a recipe first)"
             )
     recipe: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))  # type: ignore[assignment]
     return recipe

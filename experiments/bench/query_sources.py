@@ -196,9 +196,8 @@ class CountdownEncoder(Encoder):
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         nn.Module.__init__(self)
-        self.read_offset, self.lora = -1, None
-        self.model, self.emb_token_id = model, EMB_TOKEN_ID
-        self.fingerprint = "countdown"
+        self.lora, self.fingerprint = None, "countdown"
+        self._take_model(model.requires_grad_(False), EMB_TOKEN_ID, -1, "sdpa")
 
 
 def build_countdown_model(sizes: Sizes, dtype: DType) -> Qwen2_5_VLForConditionalGeneration:

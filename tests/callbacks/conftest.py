@@ -33,6 +33,7 @@ def small_recipe(tiny_backbone, tiny_scenes) -> list[str]:
         "data.num_workers": 0,
         "data.contrastive_batch_size": 8,
         "data.task_mixing": "mixed",
+        "seed_everything": 10,
         "model.encoder.init_args.backbone": tiny_backbone,
         "model.gate": "tracelib.models.gates.HeadGate",
         "model.max_rationale_tokens": 4,

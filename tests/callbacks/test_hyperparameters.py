@@ -24,7 +24,7 @@ def test_hyperparameters_are_those_of_the_objects(fit):
         "contrastive_batch_size": 8,
         "num_steps": 4,
         "learning_rate": 0.002,
-        "seed": 0,
+        "seed": 10.0,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -39,6 +41,14 @@ def collect_hyperparameters(
     }
 
 
+def _is_resumed(trainer: Trainer) -> bool:
+    """Whether a fit goes on in its own folder, where all this is logged already."""
+    start = trainer.ckpt_path
+    return (
+        start is not None and Path(str(trainer.log_dir)).resolve() in Path(start).resolve().parents
+    )
+
+
 class HyperparameterSummary(Callback):
     """Logs a run's hyperparameters at its start, and beside them its val metrics as they come in.
 
@@ -50,7 +60,7 @@ class HyperparameterSummary(Callback):
         """Log the hyperparameters, with the metrics that make the tab's columns."""
         assert isinstance(pl_module, RetrievalModule)
         assert isinstance(trainer.datamodule, MBEIRDataModule)  # type: ignore[attr-defined]
-        if isinstance(trainer.logger, TensorBoardLogger):
+        if isinstance(trainer.logger, TensorBoardLogger) and not _is_resumed(trainer):
             found = collect_hyperparameters(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
             trainer.logger.log_hyperparams(found, dict.fromkeys(_METRICS, 0.0))
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tracelib.models.backbone import (
     Attention,
@@ -112,8 +113,8 @@ class Encoder(nn.Module):
                 f"read_offset is {read_offset}, allowed are -1 and 0 "
                 "(model.encoder.init_args.read_offset)"
             )
-        self.read_offset, self.lora = read_offset, lora
-        self.model, self.emb_token_id = load_backbone(
+        self.lora, self.fingerprint = lora, compute_fingerprint(backbone)
+        model, emb_token_id = load_backbone(
             backbone,
             emb_token,
             lora,
@@ -124,14 +125,23 @@ class Encoder(nn.Module):
             projector,
             quantization,
         )
-        self.attention = attention
-        self.projectors = find_projectors(self.model, projector)
-        self._has_image_positions = has_image_positions(self.model)
-        self._vision_memory = VisionMemory(
-            find_vision_blocks(self.model), find_read_blocks(self.model)
-        )
+        self._take_model(model, emb_token_id, read_offset, attention, projector)
         rank_zero_info(f"backbone {backbone}: {dtype}, attention by {attention}")
-        self.fingerprint = compute_fingerprint(backbone)
+
+    def _take_model(
+        self,
+        model: PreTrainedModel | PeftModel,
+        emb_token_id: int,
+        read_offset: int,
+        attention: Attention,
+        projector: str = PROJECTOR,
+    ) -> None:
+        """Become the encoder of a model, and find its parts."""
+        self.model, self.emb_token_id = model, emb_token_id
+        self.read_offset, self.attention = read_offset, attention
+        self.projectors = find_projectors(model, projector)
+        self._has_image_positions = has_image_positions(model)
+        self._vision_memory = VisionMemory(find_vision_blocks(model), find_read_blocks(model))
 
     @property
     def _causal_lm(self) -> Any:

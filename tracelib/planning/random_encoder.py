@@ -6,15 +6,8 @@ from jsonargparse import Namespace
 from torch import nn
 
 from tracelib.models.backbone import LoRA
-from tracelib.models.backbone_parts import (
-    find_projectors,
-    find_read_blocks,
-    find_vision_blocks,
-    has_image_positions,
-)
 from tracelib.models.encoder import Encoder
 from tracelib.models.shapes import build_random, read_config
-from tracelib.models.vision_memory import VisionMemory
 
 
 class RandomEncoder(Encoder):
@@ -28,10 +21,9 @@ class RandomEncoder(Encoder):
     def __init__(self, settings: Namespace, device: str) -> None:
         nn.Module.__init__(self)
         config = read_config(settings.backbone)
-        self.read_offset = settings.read_offset
         self.lora = None if settings.lora is None else LoRA(**settings.lora.as_dict())
-        self.attention, self.fingerprint = settings.attention, "random"
-        self.model = build_random(
+        self.fingerprint = "random"
+        model = build_random(
             config,
             self.lora,
             settings.train_projector,
@@ -41,15 +33,11 @@ class RandomEncoder(Encoder):
             settings.projector,
             device,
         )
-        self.projectors = find_projectors(self.model, settings.projector)
-        self._has_image_positions = has_image_positions(self.model)
-        self._vision_memory = VisionMemory(
-            find_vision_blocks(self.model), find_read_blocks(self.model)
-        )
+        last = config.get_text_config().vocab_size - 1
+        self._take_model(model, last, settings.read_offset, settings.attention, settings.projector)
         vision = config.vision_config.to_dict()
         special = (config.image_token_id, config.video_token_id, config.vision_start_token_id)
         self.image_token_id = config.image_token_id
-        self.emb_token_id = config.get_text_config().vocab_size - 1
         self.merge = vision["spatial_merge_size"]
         self.patch_features = 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
         # Ids that mean nothing but themselves: those above the special ones, or else below.
