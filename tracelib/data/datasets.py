@@ -179,10 +179,11 @@ class TrainDataset(Dataset[TrainBatch]):
     ) -> tuple[list[EncoderInput], list[int]]:
         """Return chunks of padded sequences, and the place of each of their rows in `turns`."""
         processor = self.renderer.processor
-        rows = processor.tokenize(turns)
-        lengths = [len(row.ids) for row in rows]
+        rows = dict(enumerate(processor.tokenize(turns)))
+        lengths = [len(row.ids) for row in rows.values()]
         chunks = form_chunks(lengths, names, self.micro_batch_size, self.micro_batch_tokens)
-        inputs = [processor.pad([rows[i] for i in chunk]) for chunk in chunks]
+        # What is in a chunk is let go: a thousand records' patches are not held twice.
+        inputs = [processor.pad([rows.pop(i) for i in chunk]) for chunk in chunks]
         return inputs, [i for chunk in chunks for i in chunk]
 
     def _choose_rationale(self, query: Query) -> Rationale | None:
