@@ -46,7 +46,7 @@ def resume(run: Path, devices: int | None = None, num_nodes: int | None = None) 
     trainer["devices"] = trainer["devices"] if devices is None else devices
     trainer["num_nodes"] = trainer["num_nodes"] if num_nodes is None else num_nodes
     trainer["logger"] = _log_into(run, trainer["logger"], step)
-    parts = ("seed_everything", "model", "data", "trainer", "checkpoint")
+    parts = ("seed_everything", "model", "data", "trainer", "checkpoint", "memory_guard")
     cli = build_cli({part: config[part] for part in parts if part in config}, run=False)
     if cli.trainer.is_global_zero:
         remove_passing_stores(run)
