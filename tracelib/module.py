@@ -142,7 +142,8 @@ class RetrievalModule(LightningModule):
         if self.device_mesh is not None:
             batch = join_chunks(batch)
         if self.own_thoughts is not None:
-            batch = self.own_thoughts.add_to(batch, self.global_step)
+            seed = _derive_seed("thoughts", self.global_step)
+            batch = self.own_thoughts.add_to(batch, self.global_step, seed)
         output = self.joint_step.run(batch, self._backward)
         loss, losses = output.loss, output.losses
         if not torch.isfinite(loss):
@@ -238,12 +239,10 @@ class RetrievalModule(LightningModule):
         So dropout and rollouts are those of an uninterrupted run wherever a run goes on, and no
         random state needs to be saved.
         """
-        seed = os.environ.get("PL_GLOBAL_SEED", "0")
-        words = f"step {seed} {self.current_epoch} {batch_idx} {self.global_rank}"
-        number = random.Random(words).getrandbits(32)
-        random.seed(number)
-        np.random.seed(number)
-        torch.manual_seed(number)
+        seed = _derive_seed("step", self.current_epoch, batch_idx, self.global_rank)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def list_trained_weights(self) -> dict[str, Tensor]:
         """Return all that is trained and saved, by name, with the tasks that were counted."""
@@ -282,3 +281,9 @@ class RetrievalModule(LightningModule):
         check_weights("the checkpoint", weights, self.list_trained_weights(), step)
         if self.own_thoughts is not None and "own_thoughts" in checkpoint:
             self.own_thoughts.store.load_state_dict(checkpoint["own_thoughts"])
+
+
+def _derive_seed(*words: str | int) -> int:
+    """Return a number that is a function of `seed_everything` and the words."""
+    seed = os.environ.get("PL_GLOBAL_SEED", "0")
+    return random.Random(" ".join(map(str, (seed, *words)))).getrandbits(32)

@@ -35,12 +35,13 @@ class OwnThoughts:
         self.engine = ReasoningEngine(encoder, None, rollout.max_tokens, decode_batch_size)
         self.store = RolloutStore(rollout.refresh_steps)
 
-    def add_to(self, batch: TrainBatch, step: int) -> TrainBatch:
+    def add_to(self, batch: TrainBatch, step: int, seed: int = 0) -> TrainBatch:
         """Return the batch whose queries have a second text, the model's own, after their prompt.
 
         Args:
             batch: Queries and candidates of this rank; `B` may differ by rank.
-            step: Number of the step, which thoughts are drawn by and dated.
+            step: Number of the step, by which thoughts are dated.
+            seed: By which they are drawn, the same on every rank.
         """
         # The pictures are read for the thoughts first, and again for the losses.
         chunks = [dataclasses.replace(chunk, vision_outputs={}) for chunk in batch.query]
@@ -50,7 +51,7 @@ class OwnThoughts:
             chunks,
             batch.query_ids,
             is_stale,
-            Sampling(self.rollout.temperature, seed=step),
+            Sampling(self.rollout.temperature, seed=seed),
         )
         # Every rank keeps the thoughts of all: next time, another may have the query.
         device = self.encoder.device
