@@ -105,13 +105,15 @@ class EncoderInput:
         mm_token_type_ids: `[B, T]`, 1 on image tokens (multimodal rotary positions are computed
             from it).
         labels: `[B, T]` target ids, -100 where a token is not a target; all -100 for a prompt.
-        pixel_values: `[P, F]` patches of all images in order, or None without images.
+        pixel_values: `[P, F]` patches of all images in order, or None without images; bytes where
+            `pixel_scale` says what they stand for.
         image_grid_thw: `[I, 3]` patches per image (time, height, width), or None without images.
         branches: `[B, T]` where one prompt has two continuations: 0 on the prompt, 1 on the text of
             the language-modelling loss, 2 on the text the embedding is read after, and neither
             continuation sees the other; None where a sequence has one.
         vision_outputs: What the vision encoder's blocks gave for these pictures, by block number,
             filled by the first pass and read by later ones; None where none is to come.
+        pixel_scale: `[2, F]` mean and deviation of each feature of a patch, for patches in bytes.
     """
 
     input_ids: Tensor
@@ -122,10 +124,19 @@ class EncoderInput:
     image_grid_thw: Tensor | None = None
     branches: Tensor | None = None
     vision_outputs: dict[int, Tensor] | None = None
+    pixel_scale: Tensor | None = None
 
     def to(self, device: torch.device | str) -> EncoderInput:
         """Return a copy on `device`; what the vision encoder gave is shared, not moved."""
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def unpack(self) -> EncoderInput:
+        """Return a copy whose patches are what a backbone reads, four times the memory of bytes."""
+        if self.pixel_scale is None or self.pixel_values is None:
+            return self
+        mean, deviation = self.pixel_scale
+        pixel_values = (self.pixel_values / 255).sub_(mean).div_(deviation)
+        return dataclasses.replace(self, pixel_values=pixel_values, pixel_scale=None)
 
     def pin_memory(self) -> EncoderInput:
         """Return a copy in page-locked memory, which a CUDA device reads while the host goes on."""

@@ -265,6 +265,14 @@ def test_micro_batches_hold_the_same_rows_within_their_limits(
         assert torch.equal(getattr(batch, name), getattr(whole, name)), name
 
 
+def test_pictures_wait_for_the_model_as_bytes(renderer, processor):
+    """Most of a large batch's memory is its pictures."""
+    (chunk,) = make_dataset(renderer, micro_batch_size=2)[[2, 3]].query
+    read = processor([renderer.render_query(q, q.rationale) for q in QUERIES[2:]])
+    assert (chunk.pixel_values.dtype, read.pixel_values.dtype) == (torch.uint8, torch.float32)
+    assert torch.equal(chunk.to("cpu").unpack().pixel_values, read.pixel_values)
+
+
 def test_a_record_longer_than_a_micro_batch_is_named(renderer):
     dataset = make_dataset(renderer, micro_batch_tokens=30)
     with pytest.raises(ValueError, match=r"query '5:1' has \d+ tokens.* at most 30: raise data\."):

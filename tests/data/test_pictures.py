@@ -118,3 +118,28 @@ def test_a_record_with_too_many_pictures_is_refused(make_reader):
     assert count_tokens(reader, (28, 28), (90, 28)) == [4, 4]
     with pytest.raises(ValueError, match=r"has 3 pictures of at least 4 tokens"):
         count_tokens(reader, (28, 28), (28, 28), (28, 28))
+
+
+@pytest.mark.parametrize("family", ["", "qwen2_vl", "qwen3_vl"])
+def test_bytes_stand_for_what_the_image_processor_gives(make_reader, family):
+    """To the last bit, whatever the picture's size and colours, and in a quarter of the memory."""
+    reader = make_reader(family)
+    noise = torch.randint(0, 256, (90, 131, 3), dtype=torch.uint8)
+    pictures = [[Image.fromarray(noise.numpy())], [Image.new("RGB", (64, 64), (1, 2, 255))]]
+    given = [reader.image_processor(images=[p], return_tensors="pt") for p in pictures]
+    for (patches, _, _), expected in zip(reader.read(pictures), given, strict=True):
+        assert patches.dtype == torch.uint8
+        mean, deviation = reader.scale
+        assert torch.equal((patches / 255 - mean) / deviation, expected["pixel_values"])
+
+
+def test_what_bytes_cannot_stand_for_is_read_as_it_is(make_reader):
+    """Another rescaling, and pictures that are all one size."""
+    reader = make_reader(settings={"rescale_factor": 1 / 127})
+    assert reader.scale is None
+    ((patches, _, _),) = reader.read([[Image.new("RGB", (56, 56), (255, 0, 0))]])
+    given = reader.image_processor(images=[[Image.new("RGB", (56, 56), (255, 0, 0))]])
+    assert torch.equal(patches, torch.as_tensor(given["pixel_values"]))
+    smol = make_reader("smolvlm", **SMOL)
+    assert smol.scale is None
+    assert smol.read([[Image.new("RGB", (56, 56))]])[0][0].is_floating_point()

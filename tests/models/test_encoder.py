@@ -59,6 +59,13 @@ def test_reads_the_states_of_the_backbones_own_forward(
     assert output.lm_targets.tolist() == targets
 
 
+def test_pictures_may_come_as_bytes(encoder, processor, answered):
+    packed = processor.pad(processor.tokenize(answered))
+    assert packed.pixel_values.dtype == torch.uint8
+    expected = encode(encoder, processor(answered)).embedding
+    assert torch.equal(encode(encoder, packed).embedding, expected)
+
+
 def test_an_embedding_does_not_depend_on_its_batch_or_padding(encoder, processor, answered, batch):
     together = encode(encoder, batch)
     left = encode(encoder, processor(answered, "left"))

@@ -217,7 +217,7 @@ def test_decoding_gives_what_one_plain_pass_gives(
         written = output.rationale_token_ids[row]
         (prompt,) = processor.tokenize([turn])
         whole = replace(prompt, ids=[*prompt.ids, *written, encoder.emb_token_id])
-        plain = encode(encoder, processor.pad([whole]))
+        plain = encode(encoder, processor.pad([whole]).unpack())
         assert close(output.embeddings[row], plain.embedding[0], 1e-4), row
         chosen = plain.lm_logits.argmax(-1)[: len(written)].tolist()
         assert chosen == written

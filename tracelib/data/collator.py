@@ -48,8 +48,8 @@ class TokenizedTurn:
     Args:
         ids: Token ids, each image expanded to one placeholder per merged patch.
         num_prompt_tokens: How many of them are prompt; the rest are targets.
-        pixel_values: `[P, F]` patches of its images in order, or None without images; `[I, ...]`
-            where every image is one size.
+        pixel_values: `[P, F]` patches of its images in order, as `PictureReader.read` gives them,
+            or None without images; `[I, ...]` where every image is one size.
         image_grid_thw: `[I, 3]` patches per image (time, height, width), or None without images or
             where every image is one size.
     """
@@ -136,7 +136,7 @@ class ChatProcessor:
         self, turns: Sequence[Turn], padding_side: Literal["left", "right"] = "right"
     ) -> EncoderInput:
         """Turn sequences into a padded batch whose labels are the responses' tokens."""
-        return self.pad(self.tokenize(turns), padding_side)
+        return self.pad(self.tokenize(turns), padding_side).unpack()
 
     def tokenize(self, turns: Sequence[Turn]) -> list[TokenizedTurn]:
         """Return each turn's tokens, images expanded, and its patches.
@@ -158,7 +158,7 @@ class ChatProcessor:
     def pad(
         self, rows: Sequence[TokenizedTurn], padding_side: Literal["left", "right"] = "right"
     ) -> EncoderInput:
-        """Return tokenized turns as one batch as wide as the longest."""
+        """Return tokenized turns as one batch as wide as the longest, its patches packed."""
         width = max(len(row.ids) for row in rows)
         input_ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
         labels = torch.full_like(input_ids, IGNORED_LABEL)
@@ -180,6 +180,7 @@ class ChatProcessor:
             labels=labels,
             pixel_values=torch.cat(patches) if patches else None,
             image_grid_thw=torch.cat(grids) if grids else None,
+            pixel_scale=self.pictures.scale,
         )
 
     def truncate(self, text: str, max_tokens: int) -> str:

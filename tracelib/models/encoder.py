@@ -153,6 +153,11 @@ class Encoder(nn.Module):
         return int(self._causal_lm.config.get_text_config().hidden_size)
 
     @property
+    def max_positions(self) -> int:
+        """Longest sequence that the backbone was made for, in tokens."""
+        return int(self._causal_lm.config.get_text_config().max_position_embeddings)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self._causal_lm.model.dtype  # type: ignore[no-any-return]
@@ -210,7 +215,8 @@ class Encoder(nn.Module):
 
     def run_backbone(self, inputs: EncoderInput, positions: Tensor, cache: Any = None) -> Tensor:
         """Return last-layer states `[B, T, D]`; `cache`, if given, is filled."""
-        pictures = {"pixel_values": inputs.pixel_values, "image_grid_thw": inputs.image_grid_thw}
+        patches = inputs.unpack().pixel_values
+        pictures = {"pixel_values": patches, "image_grid_thw": inputs.image_grid_thw}
         if self._has_image_positions and positions.ndim == 2:
             positions = positions.expand(3, -1, -1)
         # Positions are explicit, so the backbone's own remembered rope_deltas can't bite.
