@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
-SCENES := data/scenes/rationales_oracle/README.md
+SCENES := data/scenes/rationales_all/README.md
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -58,7 +58,7 @@ type: $(STAMP) ## Check types
 
 check: lint type test ## Everything a change must pass
 
-bench: $(STAMP) $(SCENES) ## Measure reading, search, engine, router and training against their limits (minutes, 8 GB of disk; RUN=runs/...)
+bench: $(STAMP) $(SCENES) ## Measure reading, search, engine, router, training and construction against their limits (minutes, 8 GB of disk; RUN=runs/...)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python experiments/bench/reader.py
 	$(BIN)/python experiments/bench/search.py
@@ -68,6 +68,7 @@ bench: $(STAMP) $(SCENES) ## Measure reading, search, engine, router and trainin
 	$(BIN)/python experiments/bench/direct.py
 	$(BIN)/python experiments/bench/rge.py
 	$(BIN)/python experiments/bench/step_profile.py
+	$(BIN)/python experiments/bench/cot.py
 
 clean: ## Remove caches and build outputs
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

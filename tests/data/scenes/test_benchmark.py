@@ -3,6 +3,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -53,7 +54,11 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(trees):
     first, again, other = (read_bytes(trees / name) for name in "abc")
     assert first == again
     same = [path for path in first.keys() & other.keys() if first[path] == other[path]]
-    assert sorted(same) == ["instructions/query_instructions.tsv", "rationales_oracle/README.md"]
+    assert sorted(same) == [
+        "instructions/query_instructions.tsv",
+        "rationales_all/README.md",
+        "rationales_oracle/README.md",
+    ]
 
 
 def test_the_temporary_folder_is_gone(trees):
@@ -65,6 +70,7 @@ def test_the_layout_is_that_of_mbeir(trees):
     expected = {
         "README.md",
         "scenes.json",
+        "rationales_all/README.md",
         "rationales_oracle/README.md",
         "instructions/query_instructions.tsv",
         "query/train/mbeir_scenes_train.jsonl",
@@ -73,6 +79,7 @@ def test_the_layout_is_that_of_mbeir(trees):
     for split in ("train", "val", "test"):
         expected.add(f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
         expected.add(f"rationales/mbeir_scenes_{split}_rationales.jsonl")
+        expected.add(f"rationales_all/mbeir_scenes_{split}_rationales.jsonl")
         expected.add(f"rationales_oracle/mbeir_scenes_{split}_rationales.jsonl")
         for column in COLUMNS if split != "train" else []:
             expected.add(f"cand_pool/local/mbeir_{column}_{split}_cand_pool.jsonl")
@@ -198,14 +205,23 @@ def test_every_query_has_an_oracle_text_that_ends_in_its_target(reader, oracle_r
     assert set(lengths) == {1, 2, 3, 4, 5}
 
 
-def test_a_tree_of_old_gets_the_oracle_rationales(trees, tmp_path, capsys):
+def test_texts_of_all_queries_are_there_from_a_teacher_too(trees, oracle_reader, tmp_path):
+    reader = MBEIRReader(trees / "a", tmp_path, "rationales_all")
+    for split in ("train", "val", "test"):
+        taught, told = (list(r.read_rationales(split)) for r in (reader, oracle_reader))
+        assert {row.source for row in taught} == {"teacher"}
+        assert [replace(row, source="oracle") for row in taught] == told
+
+
+def test_a_tree_of_old_gets_the_rationales_it_lacks(trees, tmp_path, capsys):
     shutil.copytree(trees / "b", tmp_path / "tree")
-    shutil.rmtree(tmp_path / "tree" / "rationales_oracle")
+    for name in ("rationales_all", "rationales_oracle"):
+        shutil.rmtree(tmp_path / "tree" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MIN_POOL_SIZE, "val", 60)
         patch.setitem(MIN_POOL_SIZE, "test", 60)
         scenes(tmp_path / "tree", 0, **SIZES)
-    assert "added rationales_oracle" in " ".join(capsys.readouterr().out.split())
+    assert "added rationales_all, rationales_oracle" in " ".join(capsys.readouterr().out.split())
     assert read_bytes(tmp_path / "tree") == read_bytes(trees / "a")
 
 

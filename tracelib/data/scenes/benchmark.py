@@ -48,13 +48,17 @@ attribute; each has the other's target as its negative, unless both have the sam
 (confidence, 0 .. 1), `source` (`teacher`: written without sight of the target), `teacher` (who
 wrote it). Parameters and counts are in `scenes.json`.
 """
-_ORACLE_FOLDER = "rationales_oracle"
-_ORACLE_README = """# Oracle rationales of Scenes
+_MORE_README = """# {title} of Scenes
 
-Rows as in `rationales`, but of source `oracle`: written knowing query and target, for every query.
-Hard ones have their chain of thought, easy ones a short one: each ends in the target's description.
-`data.rationale_folder: rationales_oracle` reads them.
+Rows as in `rationales`, but of source `{source}`, {how}, for every query. Hard ones have their
+chain of thought, easy ones a short one: each ends in the target's description.
+`data.rationale_folder: {folder}` reads them.
 """
+_MORE_FOLDERS: dict[str, tuple[RationaleSource, str, str]] = {
+    "rationales_all": ("teacher", "More rationales", "written without sight of the target"),
+    "rationales_oracle": ("oracle", "Oracle rationales", "written knowing query and target"),
+}
+"""Folders of rationales for every query: their source, and the words of their README."""
 
 
 def scenes(
@@ -66,11 +70,12 @@ def scenes(
 ) -> None:
     """Write the Scenes benchmark, an M-BEIR tree with pictures and rationales, in half a minute.
 
-    The folder `rationales` has teacher rationales, `rationales_oracle` such as know the target.
+    The folder `rationales` has teacher rationales of hard queries, `rationales_all` of all queries,
+    and `rationales_oracle` such as know the target.
 
     Args:
         root: Folder of the tree. When it holds the tree of these parameters already, it gets the
-            oracle rationales if it lacks them, and is left alone otherwise.
+            folders of rationales that it lacks, and is left alone otherwise.
         seed: Seed of everything drawn; equal seeds give equal bytes.
         num_train: Train queries, a multiple of 16 up to 160,000, as many of each task.
         num_val: Val queries, a multiple of 8 up to 8,192.
@@ -87,11 +92,14 @@ def scenes(
     parameters = {"version": _VERSION, "seed": seed, "num_queries": numbers}
     if root.exists():
         _check_same(root, parameters)
-        if (root / _ORACLE_FOLDER).exists():
+        lacking = [name for name in _MORE_FOLDERS if not (root / name).exists()]
+        if not lacking:
             Console().print(f"{root} holds this tree already")
             return
-        _add_oracle_rationales(root, [_draw(split, seed, n) for split, n in numbers.items()])
-        Console().print(f"{root}: added {_ORACLE_FOLDER}")
+        splits = [_draw(split, seed, number) for split, number in numbers.items()]
+        for name in lacking:
+            _add_rationales(root, name, splits)
+        Console().print(f"{root}: added {', '.join(lacking)}")
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
@@ -104,7 +112,8 @@ def scenes(
             num_candidates |= _write_split(Layout(tree), drawn, candidate_numbers)
             num_pictures[drawn.split] = len(drawn.pictures)
             _draw_pictures(tree, drawn)
-        _add_oracle_rationales(tree, splits)
+        for name in _MORE_FOLDERS:
+            _add_rationales(tree, name, splits)
         _write_instructions(Layout(tree).instructions)
         (tree / "README.md").write_text(_README.format(dataset_id=DATASET_ID, seed=seed))
         manifest = {**parameters, "num_candidates": num_candidates, "num_pictures": num_pictures}
@@ -135,16 +144,17 @@ def _draw(split: Split, seed: int, num_queries: int) -> DrawnSplit:
     return drawn
 
 
-def _add_oracle_rationales(root: Path, splits: Sequence[DrawnSplit]) -> None:
-    """Write the folder of oracle rationales into a tree, in full or not at all."""
-    with tempfile.TemporaryDirectory(prefix=f".{_ORACLE_FOLDER}.", dir=root) as temporary:
-        written = Layout(Path(temporary), _ORACLE_FOLDER)
+def _add_rationales(root: Path, name: str, splits: Sequence[DrawnSplit]) -> None:
+    """Write a folder of rationales for every query into a tree, in full or not at all."""
+    source, title, how = _MORE_FOLDERS[name]
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root) as temporary:
+        written = Layout(Path(temporary), name)
         for drawn in splits:
-            rows = (_make_rationale(query, "oracle") for query in drawn.queries)
+            rows = (_make_rationale(query, source, is_for_all=True) for query in drawn.queries)
             write_rationales(written.rationales("scenes", drawn.split), rows)
-        folder = written.root / _ORACLE_FOLDER
-        (folder / "README.md").write_text(_ORACLE_README)
-        folder.rename(root / _ORACLE_FOLDER)
+        readme = _MORE_README.format(title=title, source=source, how=how, folder=name)
+        (written.root / name / "README.md").write_text(readme)
+        (written.root / name).rename(root / name)
 
 
 def _write_split(
@@ -175,7 +185,7 @@ def _write_split(
         write_rows(layout.query(stem, split), map(_format_query, queries))
         _write_qrels(layout.qrels(stem, split), queries)
     write_rows(layout.union_pool(split), union)
-    rationales = (_make_rationale(query, "teacher") for query in drawn.queries)
+    rationales = (_make_rationale(query, "teacher", is_for_all=False) for query in drawn.queries)
     write_rationales(layout.rationales("scenes", split), rationales)
     return num_candidates
 
@@ -210,14 +220,12 @@ def _format_query(query: DrawnQuery) -> dict[str, Any]:
     }
 
 
-def _make_rationale(query: DrawnQuery, source: RationaleSource) -> RationaleRow:
-    """Return a query's row; a teacher says nothing where no thought is needed, an oracle does."""
+def _make_rationale(query: DrawnQuery, source: RationaleSource, is_for_all: bool) -> RationaleRow:
+    """Return a query's row, which has a text if it is hard or `is_for_all`."""
     is_hard = len(query.states) > 2
     reasoning, answer = None, None
-    if source == "oracle":
-        reasoning, answer = wording.write_oracle_rationale(query.states)
-    elif is_hard:
-        reasoning, answer = wording.write_rationale(query.states)
+    if is_hard or is_for_all:
+        reasoning, answer = wording.write_whole_rationale(query.states)
     return RationaleRow(
         query_id=query.query_id,
         task_id=query.task_id,

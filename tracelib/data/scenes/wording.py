@@ -102,11 +102,11 @@ def write_rationale(states: Sequence[Scene]) -> tuple[str, str]:
     return " ".join(steps[:-1]), steps[-1]
 
 
-def write_oracle_rationale(states: Sequence[Scene]) -> tuple[str, str]:
-    """Write what leads from a query to its target: (reasoning, answer); easy queries have one too.
+def write_whole_rationale(states: Sequence[Scene]) -> tuple[str, str]:
+    """Write what leads from a query to its target: (reasoning, answer), none of it empty.
 
-    It is their chain of thought. A card that is read as it is has but the number of its state for
-    a reasoning, so that both together are the words in which the backbone reads a card.
+    It is the chain of thought of `write_rationale`. A card that is read as it is has but the number
+    of its state for a reasoning, so that both together are how the backbone reads a card.
     """
     reasoning, answer = write_rationale(states)
     return (reasoning, answer) if reasoning else ("0", answer.removeprefix("0 "))
