@@ -34,6 +34,7 @@ def test_counts_may_be_missing_but_not_wrong():
         '{"model": "stub", "choices": [{"message": {"content": ["a"]}, "finish_reason": "stop"}]}',
         '{"model": "stub", "choices": [{"message": {"content": "a"}, "finish_reason": null}]}',
         '{"model": null, "choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}',
+        complete("half of \ud83d").body.decode(),
         '{"model": "stub", "choices": [{"message": null, "finish_reason": "stop"}]}',
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from tracelib.construction.rules.violation import Violation
 from tracelib.construction.rules.words import normalize_text
@@ -77,6 +78,9 @@ BOILERPLATE = (
 """What a chat model says around its work, unfilled templates, and talk about the task's form."""
 
 
+_normalize_phrase = lru_cache(maxsize=1024)(normalize_text)
+
+
 def find_refusals(text: str, phrases: Sequence[str]) -> Iterator[Violation]:
     """Yield a violation `refusal` where the text holds one of the phrases, as whole words."""
     yield from _find_phrase("refusal", text, phrases)
@@ -89,6 +93,6 @@ def find_boilerplate(text: str, phrases: Sequence[str]) -> Iterator[Violation]:
 
 def _find_phrase(rule: str, text: str, phrases: Sequence[str]) -> Iterator[Violation]:
     words = f" {normalize_text(text)} "
-    found = [phrase for phrase in phrases if f" {normalize_text(phrase)} " in words]
+    found = [phrase for phrase in phrases if f" {_normalize_phrase(phrase)} " in words]
     if found:
         yield Violation(rule, f"says {', '.join(map(repr, found))}")

@@ -60,7 +60,9 @@ class EndpointTeacher:
 
     Attributes:
         name: Name that the rows carry, `model`.
+        served_model: Name that the replies carry.
         limits: As given.
+        price: As given.
         spending: Tokens and cost so far.
 
     Raises:
@@ -89,7 +91,7 @@ class EndpointTeacher:
             raise ValueError(f"max_picture_bytes is {max_picture_bytes}; allowed 1 and above")
         self._make_client = _import_client()
         self._base_url = base_url
-        self._served_model = served_model or model
+        self.served_model = served_model or model
         self._picture_root = picture_root
         self._api_key = _read_key(api_key_variable)
         self._timeout_seconds = timeout_seconds
@@ -102,6 +104,7 @@ class EndpointTeacher:
         self._session: _Session | None = None
         self.name = model
         self.limits = limits
+        self.price = price
         self.spending = Spending(price)
 
     async def __aenter__(self) -> EndpointTeacher:
@@ -189,7 +192,7 @@ class EndpointTeacher:
         if num_used:
             session.budget.settle(num_reserved, num_used)
         self.spending.add(reply.prompt_tokens, reply.completion_tokens)
-        return check_reply(reply, self._served_model)
+        return check_reply(reply, self.served_model)
 
     def _give_up_schema(self, error: TeacherError) -> None:
         if self._takes_schema:

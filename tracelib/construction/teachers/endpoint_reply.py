@@ -49,7 +49,7 @@ def parse_reply(body: str, latency_seconds: float) -> Reply:
     """Read the body of a chat completion; its text may be empty.
 
     Raises:
-        TeacherError: It is no JSON, or no chat completion.
+        TeacherError: It is no JSON, no chat completion, or its text is no Unicode.
     """
     try:
         answer = json.loads(body)
@@ -64,6 +64,10 @@ def parse_reply(body: str, latency_seconds: float) -> Reply:
         raise _invalid(body, "content, finish_reason and model must be texts")
     if not all(type(count) is int and count >= 0 for count in counts):
         raise _invalid(body, "token counts must be integers, 0 and above")
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:  # half a character, as JSON may have it: no file takes it
+        raise _invalid(body, f"content is no text: {error}") from error
     return Reply(text or "", model, counts[0], counts[1], latency_seconds, finish_reason)
 
 

@@ -24,14 +24,15 @@ FailureKind = Literal[
     "access",
     "rejected",
     "picture",
+    "waiting",
     "unexpected",
 ]
 """Why a request has no reply.
 
 The first six tell of the endpoint. `empty`, `truncated` (out of tokens) and `refused` tell of an
 answer that is none. `access` is a key, an address or a model that the server does not know,
-`rejected` a request that it does not take, `picture` one that cannot be sent, and `unexpected` an
-error that nobody foresaw.
+`rejected` a request that it does not take, `picture` one that cannot be sent, `waiting` one whose
+reply will come later, and `unexpected` an error that nobody foresaw.
 """
 
 
@@ -112,7 +113,7 @@ class Teacher(Protocol):
     def name(self) -> str:
         """Name that the rows carry."""
 
-    async def __aenter__(self) -> Teacher:
+    async def __aenter__(self) -> Any:  # an own type here, and jsonargparse takes no other class
         """Open what asking needs."""
 
     async def __aexit__(
