@@ -116,6 +116,15 @@ def test_training_and_validation_batches_do_not_mix_splits(tiny_backbone, proces
         assert {scene.split for text in texts for scene in read_scenes(text)} == {split}
 
 
+def test_batches_are_the_same_from_a_worker(tiny_backbone):
+    found = [
+        [batch.input_ids for batch in data.train_dataloader()]
+        for data in (PretrainingDataModule(tiny_backbone, 0, 4, 2, num_workers=n) for n in (0, 1))
+    ]
+    assert len(found[0]) == 2
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_validation_batches_hold_one_chain_length_each(tiny_backbone, processor):
     data = PretrainingDataModule(tiny_backbone, 0, 8, 3, val_size=6, num_workers=0)
     sizes = [float((batch.labels != IGNORED_LABEL).sum()) for batch in data.val_dataloader()]

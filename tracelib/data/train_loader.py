@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,18 +35,3 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take that nothing; with it Lightning knows that a run can go on amid an epoch."""
-
-
-def outlive_sigterm(worker_id: int) -> None:
-    """Have a worker process end when its parent says so, not when a whole job is told to stop.
-
-    Else the parent would lose the batches of the step that it is about to finish.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

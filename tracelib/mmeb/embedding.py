@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from tracelib.data.datasets import RecordRenderer, render_prompts
 from tracelib.data.mmeb.reader import MMEBSubset
+from tracelib.data.workers import follow_parent, get_worker_context
 from tracelib.models.gates import Gate
 from tracelib.module import RetrievalModule
 from tracelib.types import Candidate, CandidateBatch, Query, QueryBatch
@@ -97,6 +98,8 @@ class MMEBEncoder:
             batch_sampler=[order[start:stop] for start, stop in pairwise(edges)],
             collate_fn=partial(collate, records, self.renderer),
             num_workers=self.num_workers,
+            multiprocessing_context=get_worker_context(self.num_workers),
+            worker_init_fn=follow_parent,
         )
 
 

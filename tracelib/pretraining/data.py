@@ -12,6 +12,7 @@ from tracelib.data.collator import ChatProcessor, Turn
 from tracelib.data.scenes import wording
 from tracelib.data.scenes.drawing import draw_scene
 from tracelib.data.scenes.world import MAX_CHAIN_LENGTH, Split, sample_chain, sample_scene
+from tracelib.data.workers import follow_parent, get_worker_context
 from tracelib.prompts import Template, format_query
 from tracelib.types import EncoderInput
 
@@ -113,7 +114,13 @@ class PretrainingDataModule(lightning.LightningDataModule):
         batches = _Batches(
             self.processor, self.seed, self.batch_size, range(start, start + self.steps_per_epoch)
         )
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.num_workers,
+            multiprocessing_context=get_worker_context(self.num_workers),
+            worker_init_fn=follow_parent,
+        )
 
     def val_dataloader(self) -> DataLoader[EncoderInput]:
         """Return one batch of held-out turns per chain length: batch `i` has `i` edits."""
