@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -234,6 +235,17 @@ def test_policy_decides_what_comes_before_the_embedding_token(
     batch = make_dataset(renderer, rationale, contrastive_rationale=contrastive)[[0, 1]]
     targets = [target for _, target in decode_chunks(processor, batch.query)]
     assert sorted(targets) == sorted([THOUGHT.text * written + EMB, EMB])
+
+
+def test_some_easy_queries_keep_their_rationale(renderer, processor):
+    """Only those of difficulty 0 may lose it, and a batch's order does not matter."""
+    easy = replace(QUERIES[1], rationale=THOUGHT)
+    queries = [QUERIES[0], easy, QUERIES[2], replace(QUERIES[3], rationale=THOUGHT)]
+    kept = np.array([False, False, False, True])
+    dataset = make_dataset(renderer, queries=queries, easy_rationales=kept)
+    for places, written in (([0, 1, 2, 3], [1, 0, 0, 1]), ([3, 1], [1, 0])):
+        targets = [target for _, target in decode_chunks(processor, dataset[places].query)]
+        assert sorted(targets) == sorted(THOUGHT.text * is_written + EMB for is_written in written)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import cut_scenes
-from tracelib.data.held_out import build_held_out_set, mark_held_out
+from tracelib.data.held_out import build_held_out_set, mark_held_out, mark_share
 from tracelib.data.mbeir import MBEIRReader
 
 IDS = np.arange(5_000_000, 5_020_000)
@@ -22,6 +22,8 @@ def test_the_share_is_that_asked_for_and_the_choice_is_the_ids_own():
     assert (mark_held_out(IDS[shuffled], 0.2, seed=0) == marks[shuffled]).all()
     other = mark_held_out(IDS, 0.2, seed=1)  # independent: both hold out 0.2 * 0.2
     assert (other & marks).mean() == pytest.approx(0.04, abs=0.01)
+    for_another_purpose = mark_share("easy rationales", IDS, 0.2, seed=0)
+    assert (marks & for_another_purpose).mean() == pytest.approx(0.04, abs=0.01)
 
 
 def test_a_larger_share_holds_out_more_of_the_same():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tracelib.data import parquet
 from tracelib.data.arrow import TABLE_FILE, write_index
 from tracelib.data.jsonl import DataError
 
@@ -27,7 +28,7 @@ _QUIET_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class TableFormat:
-    """How the lines of a source file become rows.
+    """How the lines of a source file become rows; those of a Parquet file as JSON.
 
     Args:
         row_name: What a row is, for messages, e.g. `query`.
@@ -80,7 +81,7 @@ def convert_source(source: Path, folder: Path, table_format: TableFormat) -> tup
 def _parse_tables(
     source: Path, table_format: TableFormat, update: Callable[[bytes], None]
 ) -> Iterator[pa.Table]:
-    """Parse a file in batches of rows, the last of which may be empty; `update` gets each line."""
+    """Parse a file in batches of rows, the last of which may be empty; `update` gets its bytes."""
     schema = table_format.features.arrow_schema
     rows: list[tuple[Any, ...]] = []
 
@@ -90,15 +91,30 @@ def _parse_tables(
         rows.clear()
         return pa.table(arrays, schema=schema)
 
-    with source.open("rb") as file, _show_progress(source) as show_progress:
-        for number, line in enumerate(file, 1):
-            update(line)
+    with _show_progress(source) as show_progress:
+        for number, (line, num_bytes) in enumerate(_read_lines(source, update), 1):
             if (values := table_format.parse_line(line, source, number)) is not None:
                 rows.append(values)
             if len(rows) == _BATCH_ROWS:
-                show_progress(file.tell())
+                show_progress(num_bytes)
                 yield build_table()
     yield build_table()
+
+
+def _read_lines(source: Path, update: Callable[[bytes], None]) -> Iterator[tuple[bytes, int]]:
+    """Yield each line, and how many bytes of the file are read; `update` gets all of these."""
+    with source.open("rb") as file:
+        if source.suffix != parquet.SUFFIX:
+            num_bytes = 0
+            for line in file:
+                update(line)
+                num_bytes += len(line)
+                yield line, num_bytes
+            return
+        while block := file.read(1 << 20):
+            update(block)
+    for line in parquet.read_parquet_lines(source):
+        yield line, source.stat().st_size
 
 
 @contextmanager

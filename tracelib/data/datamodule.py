@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tracelib.data.collator import ChatProcessor
 from tracelib.data.datasets import CandidateDataset, QueryDataset, RecordRenderer, TrainDataset
 from tracelib.data.evaluation_set import EvaluationSet
+from tracelib.data.held_out import mark_share
 from tracelib.data.instructions import PromptPolicy
 from tracelib.data.layout import RATIONALE_FOLDER
 from tracelib.data.mbeir import MBEIRReader, TextForm
@@ -21,8 +22,9 @@ from tracelib.data.pictures import ImageSlot
 from tracelib.data.rationale_policy import RationalePolicy
 from tracelib.data.route_labels import RouteTargets
 from tracelib.data.sampler import TaskBatchSampler, TaskMixing, describe_untrained_tasks
-from tracelib.data.train_loader import TrainLoader, outlive_sigterm
+from tracelib.data.train_loader import TrainLoader
 from tracelib.data.training_records import TrainFile, TrainingRecords
+from tracelib.data.workers import follow_parent, get_worker_context, start_worker_server
 from tracelib.distributed import get_rank, get_world_size
 from tracelib.prompts import Template
 from tracelib.types import CandidateBatch, ContrastiveRationale, QueryBatch, TrainBatch
@@ -57,6 +59,9 @@ class MBEIRDataModule(lightning.LightningDataModule):
             which must not have seen the target, `oracle` though it has, `self` the thought that the
             model writes itself.
         rationale_folder: Folder below the root that holds the rationale rows.
+        easy_rationales: Share of the easy queries (difficulty 0) that keep their rationale, if they
+            have one, 0 .. 1, chosen by `seed` and query id; the others are trained to be answered
+            at once. A model that never thought about an easy query embeds it worse after thought.
         texts: `formatted` by M-BEIR's rules, queries after an instruction of their row; `verbatim`
             as the files have them (`mmeb-train` writes such).
         num_hard_negatives: Hard negatives per training query, in the order of its row.
@@ -92,6 +97,9 @@ class MBEIRDataModule(lightning.LightningDataModule):
             should think.
         mined_negatives: Folder that `mine` wrote, whose hard negatives are taken in place of the
             data's own; null takes these. How many is `num_hard_negatives`.
+        only_annotated: Whether queries without a row in `rationale_folder` are left out of a fit.
+            M-BEIR-CoT has none for a query that needs thought and got no good one: trained on, it
+            would be learned as one to answer at once.
 
     Raises:
         FileNotFoundError: `root` is no folder.
@@ -111,6 +119,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         rationale: RationalePolicy = "teacher",
         contrastive_rationale: ContrastiveRationale = "annotated",
         rationale_folder: str = RATIONALE_FOLDER,
+        easy_rationales: float = 1.0,
         texts: TextForm = "formatted",
         num_hard_negatives: int = 0,
         task_mixing: TaskMixing = "mixed",
@@ -132,6 +141,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         route_labels: Path | None = None,
         route_targets: RouteTargets = "hard",
         mined_negatives: Path | None = None,
+        only_annotated: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (
@@ -152,6 +162,10 @@ class MBEIRDataModule(lightning.LightningDataModule):
             )
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out is {held_out}, allowed 0 .. 1 without 1 (data.held_out)")
+        if not 0 <= easy_rationales <= 1:
+            raise ValueError(
+                f"easy_rationales is {easy_rationales}, allowed 0 .. 1 (data.easy_rationales)"
+            )
         if not Path(root).is_dir():
             raise FileNotFoundError(
                 f"data.root {str(root)!r} is no folder (make scenes writes data/scenes)"
@@ -164,7 +178,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         self.task_mixing, self.prompt_policy = task_mixing, prompt_policy
         self.task_weights, self.mixing_temperature = task_weights, mixing_temperature
         self.num_workers, self.seed, self.train_file = num_workers, seed, train_file
-        self.held_out = held_out
+        self.held_out, self.easy_rationales = held_out, easy_rationales
         self.reader = MBEIRReader(self.root, cache_dir, rationale_folder, texts)
         self.training_records = TrainingRecords(
             self.reader,
@@ -176,6 +190,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
             held_out,
             route_labels,
             route_targets,
+            only_annotated,
         )
         self.processor = ChatProcessor(
             backbone, emb_token, min_image_tokens, max_image_tokens, image_slot, image_processor
@@ -194,6 +209,8 @@ class MBEIRDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the splits a stage needs."""
+        if self.num_workers:
+            start_worker_server()  # it gets ready meanwhile
         if stage == "fit":
             self._set_up_training()
         split = "val" if stage in ("fit", "validate") else "test"
@@ -214,6 +231,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
             labels,
             self.micro_batch_size,
             self.micro_batch_tokens,
+            mark_share("easy rationales", queries.ids, self.easy_rationales, self.seed),
         )
         if self.task_mixing == "one_task_per_batch" and (
             note := describe_untrained_tasks(queries.task_ids, self.contrastive_batch_size)
@@ -267,7 +285,8 @@ class MBEIRDataModule(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             pin_memory=device is not None and device.type == "cuda",
-            worker_init_fn=outlive_sigterm,
+            multiprocessing_context=get_worker_context(self.num_workers),
+            worker_init_fn=follow_parent,
         )
 
     def transfer_batch_to_device(
@@ -324,5 +343,6 @@ class MBEIRDataModule(lightning.LightningDataModule):
             batch_size=None,
             sampler=batches,
             num_workers=self.num_workers,
-            worker_init_fn=outlive_sigterm,
+            multiprocessing_context=get_worker_context(self.num_workers),
+            worker_init_fn=follow_parent,
         )

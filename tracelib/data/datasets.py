@@ -112,6 +112,8 @@ class TrainDataset(Dataset[TrainBatch]):
         micro_batch_size: Most sequences that are encoded at once; with it or `micro_batch_tokens`,
             batches ask for cached gradients.
         micro_batch_tokens: Most tokens that are encoded at once, pictures and padding included.
+        easy_rationales: `[Q]` whether an easy query keeps its rationale, if it has one; None keeps
+            all. One without is trained to be answered at once.
 
     Raises:
         ValueError: Embeddings would be read after a text that has seen its target, there is no such
@@ -129,12 +131,16 @@ class TrainDataset(Dataset[TrainBatch]):
         route_labels: NDArray[Any] | None = None,
         micro_batch_size: int | None = None,
         micro_batch_tokens: int | None = None,
+        easy_rationales: NDArray[np.bool_] | None = None,
     ) -> None:
         self.queries, self.pool, self.renderer, self.rationale = queries, pool, renderer, rationale
         self.num_hard_negatives = num_hard_negatives
         self.micro_batch_size, self.micro_batch_tokens = micro_batch_size, micro_batch_tokens
         annotated = queries.difficulty.astype(np.int64)
         self.route_labels = annotated if route_labels is None else route_labels
+        self._is_silent = np.zeros(len(queries), bool)
+        if easy_rationales is not None:
+            self._is_silent = (queries.difficulty == 0) & ~easy_rationales
         check_rationale_policy(
             queries.ids, queries.rationale_sources, rationale, contrastive_rationale
         )
@@ -149,7 +155,10 @@ class TrainDataset(Dataset[TrainBatch]):
         candidate_ids = np.array([encode_id(name, MAX_CANDIDATE_NUMBER) for name in names])
         candidates = self.pool.take(self.pool.find(candidate_ids))
         query_chunks, query_order = self._encode_chunks(
-            [self.renderer.render_query(q, self._choose_rationale(q)) for q in rows],
+            [
+                self.renderer.render_query(q, self._choose_rationale(q, place))
+                for q, place in zip(rows, indices, strict=True)
+            ],
             [f"query {q.query_id!r}" for q in rows],
         )
         candidate_chunks, candidate_order = self._encode_chunks(
@@ -186,8 +195,8 @@ class TrainDataset(Dataset[TrainBatch]):
         inputs = [processor.pad([rows.pop(i) for i in chunk]) for chunk in chunks]
         return inputs, [i for chunk in chunks for i in chunk]
 
-    def _choose_rationale(self, query: Query) -> Rationale | None:
-        return None if self.rationale == "none" else query.rationale
+    def _choose_rationale(self, query: Query, place: int) -> Rationale | None:
+        return None if self.rationale == "none" or self._is_silent[place] else query.rationale
 
 
 class QueryDataset(Dataset[QueryBatch]):

@@ -15,22 +15,30 @@ _HASH_VALUES = 2**64
 
 
 def mark_held_out(query_ids: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Return `[Q]` whether each query is held out: a function of its id, the share and the seed.
-
-    A larger share holds out the same queries and more.
-
-    Args:
-        query_ids: `[Q]` integer ids.
-        share: Expected share of the queries, 0 .. 1, which is all.
-        seed: Seed of the choice.
+    """Return `[Q]` whether each query is held out; see `mark_share`.
 
     >>> mark_held_out(np.array([5, 6, 7, 5]), 0.5, seed=0).tolist()
     [False, False, True, False]
     """
+    return mark_share("held out", query_ids, share, seed)
+
+
+def mark_share(
+    purpose: str, query_ids: NDArray[np.int64], share: float, seed: int
+) -> NDArray[np.bool_]:
+    """Return `[Q]` whether each query is chosen: a function of its id, the share and the seed.
+
+    A larger share chooses the same queries and more.
+
+    Args:
+        purpose: What they are chosen for; other purposes choose other queries.
+        query_ids: `[Q]` integer ids.
+        share: Expected share of the queries, 0 .. 1, which is all.
+        seed: Seed of the choice.
+    """
     limit = int(share * _HASH_VALUES)
-    return np.array(
-        [_hash_query(number, seed) < limit for number in query_ids.tolist()], dtype=bool
-    )
+    numbers = (_hash_query(f"{purpose} {seed} {number}") for number in query_ids.tolist())
+    return np.array([number < limit for number in numbers], dtype=bool)
 
 
 def build_held_out_set(
@@ -58,6 +66,6 @@ def build_held_out_set(
     return EvaluationSet(found, pool, {"train": range(len(found))}, {"train": range(len(pool))})
 
 
-def _hash_query(number: int, seed: int) -> int:
-    digest = hashlib.blake2b(f"held out {seed} {number}".encode(), digest_size=8).digest()
+def _hash_query(name: str) -> int:
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -90,13 +90,26 @@ class Layout:
         return self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
 
     def rationales(self, dataset: str, split: str) -> Path:
-        """Return the rationale rows of a data set."""
+        """Return the rationale rows of a data set, as JSON Lines."""
         return self.root / self.rationale_folder / f"mbeir_{dataset}_{split}_rationales.jsonl"
 
+    def parquet_rationales(self, dataset: str, split: str) -> Path:
+        """Return the rationale rows of a data set, as Parquet."""
+        return self.rationales(dataset, split).with_suffix(".parquet")
+
     def find_rationales(self, split: str, dataset: str = "*") -> list[Path]:
-        """Return the rationale files of a split that are there, sorted; of one data set, or all."""
+        """Return the rationale files of a split that are there, sorted; of one data set, or all.
+
+        Raises:
+            DataError: A data set has both forms.
+        """
         pattern = self.rationales(dataset, split)
-        return sorted(pattern.parent.glob(pattern.name))
+        lines = sorted(pattern.parent.glob(pattern.name))
+        tables = sorted(pattern.parent.glob(pattern.with_suffix(".parquet").name))
+        for path in lines:
+            if (twin := path.with_suffix(".parquet")) in tables:
+                raise DataError(f"{path} and {twin.name} are both there; remove one of them")
+        return sorted([*lines, *tables])
 
     def check_rationale_folder(self) -> None:
         """Check that the folder of rationales is below the root, and there if it is not the usual.

@@ -108,6 +108,11 @@ class QueryTable(RecordTable[Query]):
         return self._look_up([file.rationales.sources for file in self.files])
 
     @cached_property
+    def is_annotated(self) -> NDArray[np.bool_]:
+        """`[Q]` whether a query has a rationale row, with a thought or without."""
+        return self._join([file.rationale_places >= 0 for file in self.files])
+
+    @cached_property
     def positives(self) -> tuple[Ints, Ints]:
         """Offsets `[Q + 1]` into the integer ids `[P]` of all queries' positives, and these."""
         return _join_lists(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tracelib.data.evaluation_set import EvaluationSet
@@ -33,6 +34,7 @@ class TrainingRecords:
         held_out: Share of the queries that are not trained on, 0 .. 1.
         route_labels: File of what the router learns; None for the annotated difficulty.
         route_targets: Which labels of that file.
+        only_annotated: Whether queries without a rationale row are left out of training.
     """
 
     reader: MBEIRReader
@@ -44,6 +46,7 @@ class TrainingRecords:
     held_out: float
     route_labels: Path | None
     route_targets: RouteTargets
+    only_annotated: bool = False
 
     def read_all(self) -> tuple[QueryTable, CandidateTable]:
         """Return all training queries with their rows' negatives, and their pool."""
@@ -60,7 +63,8 @@ class TrainingRecords:
         """Return the queries to train on, their pool, and labels `[Q]` where a file gives them.
 
         Raises:
-            DataError: The file has no label for any of the queries.
+            DataError: The file has no label for any of the queries, or none has a rationale row
+                though only such are wanted.
         """
         queries, pool = self.read_all()
         if self.mined_negatives is not None:
@@ -68,8 +72,8 @@ class TrainingRecords:
         labels = None
         if self.route_labels is not None:
             labels = read_route_labels(self.route_labels, queries, self.route_targets)
-        if self.held_out:
-            is_trained = ~mark_held_out(queries.ids, self.held_out, self.seed)
+        if self.held_out or self.only_annotated:
+            is_trained = self._mark_trained(queries)
             queries = queries.select(is_trained)
             labels = None if labels is None else labels[is_trained]
         if labels is not None and not (labels >= 0).any():
@@ -79,6 +83,19 @@ class TrainingRecords:
                 "is left out"
             )
         return queries, pool, labels
+
+    def _mark_trained(self, queries: QueryTable) -> NDArray[np.bool_]:
+        """Return whether each query is trained on."""
+        is_trained = ~mark_held_out(queries.ids, self.held_out, self.seed)
+        if not self.only_annotated:
+            return is_trained
+        if not queries.is_annotated.any():
+            raise DataError(
+                f"none of the {len(queries)} training queries of {self.reader.root} has a "
+                "rationale row (data.only_annotated); check data.rationale_folder"
+            )
+        marks: NDArray[np.bool_] = is_trained & queries.is_annotated
+        return marks
 
     def read_share(self, share: float) -> EvaluationSet:
         """Return a share of the queries, each once, with their pool: those held out first.
