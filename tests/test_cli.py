@@ -109,6 +109,7 @@ def test_help_of_a_verb_explains_its_options(verb, capsys):
         "mmeb-train": "--style",
         "check": "--pictures",
         "download": "--dry_run",
+        "cot": "export-text",
     }
     assert expected.get(verb, "--data.rationale") in text
     assert text.startswith("usage: python -m tracelib ")

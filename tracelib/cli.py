@@ -14,6 +14,7 @@ from jsonargparse import DefaultHelpFormatter, auto_cli
 
 from tracelib.calibration import calibrate
 from tracelib.comparison import compare
+from tracelib.construction.command import cot
 from tracelib.data.check.run import check
 from tracelib.data.download.run import download
 from tracelib.data.mmeb.train_tree import mmeb_train
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         mmeb_train,
         check,
         download,
+        cot,
     )
 }
 
@@ -93,6 +95,9 @@ def main(args: list[str] | None = None) -> None:
         prog = f"python -m tracelib {words[0]}"
         verb = VERBS[words[0]]
         options = words[1:]
+        if verb is cot:  # it has subcommands of its own
+            cot(options)
+            return
         if verb is plan:  # a file of options is --config to jsonargparse, the recipe is to people
             options = [re.sub("^--config(?=$|=)", "--recipe", word) for word in options]
         auto_cli(

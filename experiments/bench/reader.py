@@ -95,7 +95,7 @@ def generate_tree(root: Path, num_candidates: int, num_queries: int) -> None:
                 has_text, has_image = (name in candidate_modality for name in ("text", "image"))
                 row = {
                     "did": f"{dataset_id}:{number}",
-                    "txt": _write_text(rng, 60) if has_text else None,
+                    "txt": write_text(rng, 60) if has_text else None,
                     "img_path": f"mbeir_images/{dataset}/{number}.jpg" if has_image else None,
                     "modality": candidate_modality,
                     "src_content": None,
@@ -113,7 +113,7 @@ def generate_tree(root: Path, num_candidates: int, num_queries: int) -> None:
                 ]
                 row = {
                     "qid": name,
-                    "query_txt": _write_text(rng, 12) if "text" in query_modality else None,
+                    "query_txt": write_text(rng, 12) if "text" in query_modality else None,
                     "query_img_path": f"mbeir_images/{dataset}/q{number}.jpg"
                     if "image" in query_modality
                     else None,
@@ -209,7 +209,8 @@ def _draw_batches(ids: Any) -> list[Any]:
     return list(np.random.default_rng(0).choice(ids, (_NUM_RANDOM_BATCHES, 64)))
 
 
-def _write_text(rng: random.Random, num_words: int) -> str:
+def write_text(rng: random.Random, num_words: int) -> str:
+    """Return a text of about so many words."""
     return " ".join(rng.choices(_WORDS, k=rng.randint(num_words // 2, num_words * 3 // 2)))
 
 
