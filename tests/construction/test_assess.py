@@ -164,17 +164,21 @@ def test_labels_of_a_run_are_taken_and_missing_ones_quarantined(tmp_path, querie
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return UtilityAssessor(path)
 
-    labels = [(query.query_id, place % 3 - 1) for place, query in enumerate(queries)][:150]
+    every_label = [(query.query_id, place % 3 - 1) for place, query in enumerate(queries)]
+    labels = every_label[:150]
     rows = assess(tmp_path, queries, {"use": write(labels)})
     for query_id, label in labels:
         row = rows[query_id, "use"]
-        assert row.result.get("difficulty", -1) == label
-        assert row.status == ("quarantined" if label < 0 else "done")
+        assert row.result["difficulty"] == (label == 1)
+        assert ("as well without" in row.result["reason"]) == (label == -1)
     assert rows["10:160", "use"].status == "quarantined"
     # Another label makes its own row stale, and a label that came frees a quarantined one.
-    changed = [(labels[0][0], 1), (labels[1][0], 1), *labels[2:]]
+    changed = [(labels[0][0], 1), *labels[1:], every_label[150]]
     again = assess(tmp_path, queries, {"use": write(changed)})
-    assert {key[0] for key in rows if rows[key] != again[key]} == {labels[0][0], labels[1][0]}
+    assert {key[0] for key in rows if rows[key] != again[key]} == {
+        labels[0][0],
+        every_label[150][0],
+    }
     with pytest.raises(DataError, match=r"labels of \['val'\], but data.split is 'train'"):
         assess(tmp_path, queries, {"use": write(labels[2:5], "val")})
     with pytest.raises(DataError, match="qid '10:1' has two rows"):

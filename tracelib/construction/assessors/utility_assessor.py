@@ -15,7 +15,13 @@ from tracelib.data.jsonl import DataError, read_rows
 from tracelib.data.rationales import parse_rationale
 from tracelib.data.records import MAX_QUERY_NUMBER, encode_id
 
-_UNKNOWN = -1
+_UNLABELLED = -2
+_REASONS = {
+    1: "a thought helped to find it",
+    0: "a thought did not help to find it",
+    -1: "it was found as well without a thought",
+}
+"""What a label says; what a thought changes nothing about is answered at once."""
 
 
 class UtilityAssessor:
@@ -54,7 +60,7 @@ class UtilityAssessor:
     def find_difficulty(self, query: SourceQuery) -> int | None:
         """Return a query's difficulty, or None where the file has no label of it."""
         label = self._find_label(query.query_id)
-        return None if label == _UNKNOWN else int(bool(label))
+        return None if label == _UNLABELLED else int(label == 1)
 
     async def assess(
         self, schedule: Schedule, queries: SourceQueries, name: str, on_progress: OnProgress
@@ -78,10 +84,9 @@ class UtilityAssessor:
 
         def judge(work: Work) -> Outcome:
             label = self._find_label(work.query_id)
-            if label == _UNKNOWN:
+            if label == _UNLABELLED:
                 return Outcome.failed(f"{self._path} has no label of this query", is_final=True)
-            reason = "a thought helped to find it" if label else "no thought was needed to find it"
-            verdict = Assessment(1 if label else 0, reason)
+            verdict = Assessment(1 if label == 1 else 0, _REASONS[label])
             return Outcome.done(verdict.format_result(name))
 
         await run_locally(schedule, judge, on_progress)
@@ -90,5 +95,5 @@ class UtilityAssessor:
         number = encode_id(query_id, MAX_QUERY_NUMBER)
         place = int(self._numbers.searchsorted(number))
         if place == len(self._numbers) or self._numbers[place] != number:
-            return _UNKNOWN
+            return _UNLABELLED
         return int(self._labels[place])
