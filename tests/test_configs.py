@@ -35,7 +35,7 @@ def test_there_are_recipes():
     assert names >= {"trace_scenes", "direct_scenes", "trace_qwen2_5_vl_7b_mbeir"}
     assert {p.stem for p in CONFIGS} - {p.stem for p in RECIPES} == {"pretrain_scenes"}
     overlays = {path.stem: path.read_text() for path in OVERLAYS.iterdir()}
-    assert set(overlays) == {*BACKBONES, "one_gpu", "fsdp", "debug"}
+    assert set(overlays) == {*BACKBONES, "one_gpu", "fsdp", "debug", "easy_thoughts"}
     assert all(len(text.splitlines()) <= 10 for text in overlays.values())
 
 
@@ -99,6 +99,20 @@ def test_fsdp_shards_and_saves_whole_weights(build_with_overlay):
     assert isinstance(cli.trainer.strategy, ModelParallelStrategy)
     assert cli.trainer.strategy._save_distributed_checkpoint is False
     assert cli.trainer.limit_val_batches == 0
+
+
+def test_some_easy_queries_think_under_easy_thoughts(tiny_scenes):
+    files = [
+        f"--config={CONFIGS[0].parent / name}.yaml"
+        for name in ("trace_scenes", "overlays/easy_thoughts")
+    ]
+    cli = build_cli([*files, f"--data.root={tiny_scenes}", *LOCAL], run=False)
+    cli.datamodule.setup("fit")
+    dataset = cli.datamodule.train_dataset
+    easy = [place for place, query in enumerate(dataset.queries) if query.difficulty == 0]
+    chunks = dataset[easy].query
+    num_thoughts = sum(int(((chunk.labels != -100).sum(-1) > 1).sum()) for chunk in chunks)
+    assert 0.15 < num_thoughts / len(easy) < 0.35
 
 
 def test_debug_is_two_steps_on_the_cpu(build_with_overlay):
