@@ -40,7 +40,7 @@ def test_tracelib_commands_parse(command, capsys, monkeypatch):
         main(args)
     else:
         with pytest.raises(SystemExit) as stop:
-            main([*args, "--print_config"])
+            main([*args, "--help" if "export-text" in args else "--print_config"])
         assert stop.value.code in (0, None)
     assert capsys.readouterr().out
 
