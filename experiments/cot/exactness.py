@@ -1,6 +1,6 @@
 """Compares rationales that a build of Scenes wrote with the reference ones, stage by stage.
 
-python experiments/cot/exactness.py [--work runs/cot_scenes] [--output experiments/cot/exactness.json]
+python experiments/cot/exactness.py [--work runs/cot_scenes] [--output FILE]
 
 Of the samples that are left after each stage it counts those whose text is the reference's to the
 last character (`exact`), and those whose answer is (`right_answer`): of what was asked for, what
@@ -27,6 +27,7 @@ from tracelib.retrieval.runs import collect_provenance
 Parts = tuple[str, str]
 """Reasoning and answer."""
 
+_REPORT = Path(__file__).with_name("exactness.json")
 _STAGES: dict[str, Phase] = {
     "written": "generate",
     "passed the rules": "filter",
@@ -39,7 +40,7 @@ def compare_with_reference(
     root: Path = Path("data/scenes"),
     folder: str = "rationales_cot",
     split: str = "train",
-    output: Path = Path(__file__).with_name("exactness.json"),
+    output: Path = _REPORT,
 ) -> dict[str, Any]:
     """Compare, print the counts and write them as JSON.
 
