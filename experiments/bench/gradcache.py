@@ -1,6 +1,6 @@
 """Measures training steps with cached gradients against steps that hold a whole batch.
 
-python experiments/bench/gradcache.py [--batch_size 256] [--micro_batch_size 64]
+python experiments/bench/gradcache.py [--batch_size 256] [--micro_batch_size 32]
 
 - `step_time_ratio`: a whole step (forward, backward, clipping, optimizer) in micro-batches by one
   that holds all activations, over the same queries, one batch of each task. Loss and gradients must
@@ -28,7 +28,7 @@ def bench_gradcache(
     config: Path = Path("configs/trace_scenes.yaml"),
     root: Path = Path("data/scenes"),
     batch_size: int = 256,
-    micro_batch_size: int = 64,
+    micro_batch_size: int = 32,
     small_batch_size: int = 64,
     large_batch_size: int = 1024,
     num_threads: int = 2,

@@ -97,7 +97,12 @@ def test_every_sample_that_fell_out_says_where_and_why(work):
     append_assessed(work, "8:1", 1)
     append(work, "generate", "8:1", 0, {}, "quarantined", "timeout: 60 s")
     append_generated(work, "8:1", 1, "I cannot.")
-    violations = [{"rule": rule, "detail": f"of {rule}"} for rule in ("refusal", "missing_tag")]
+    broken = [
+        ("refusal", "of refusal"),
+        ("missing_tag", "no <answer>"),
+        ("missing_tag", "no </answer>"),
+    ]
+    violations = [{"rule": rule, "detail": detail} for rule, detail in broken]
     result = {"violations": violations, "text_hash": hash_text("I cannot.")}
     append(work, "filter", "8:1", 1, result, "dropped")
     append_generated(work, "8:1", 2, good_text())
@@ -124,6 +129,7 @@ def test_every_sample_that_fell_out_says_where_and_why(work):
     by_rule = {drop.rule: drop for drop in full}
     assert by_rule["quarantined"].detail == "timeout: 60 s"
     assert (by_rule["refusal"].detail, by_rule["refusal"].reasoning) == ("of refusal", "I cannot.")
+    assert by_rule["missing_tag"].detail == "no <answer>; no </answer>"
     assert by_rule["low_confidence"].detail == "0.69, required is 0.7; so"
     assert by_rule["inconsistent"].answer == "A red dog."
 

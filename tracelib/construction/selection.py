@@ -17,7 +17,7 @@ DropPhase = Phase | Literal["select"]
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Why a sample, or a whole query, is not in the output.
+    """Why a sample, or a whole query, is not in the output: one for each rule that it broke.
 
     Args:
         query_id: `D:N` of the query.
@@ -182,17 +182,12 @@ def _drop_filtered(
 ) -> list[Drop]:
     if row is None or row.status != "dropped":
         return [_drop_undone(query, sample, "filter", row)]
+    details: dict[str, list[str]] = {}
+    for violation in row.result["violations"]:
+        details.setdefault(violation["rule"], []).append(violation["detail"])
     return [
-        Drop(
-            query.query_id,
-            query.dataset,
-            sample,
-            "filter",
-            violation["rule"],
-            violation["detail"],
-            text,
-        )
-        for violation in row.result["violations"]
+        Drop(query.query_id, query.dataset, sample, "filter", rule, "; ".join(found), text)
+        for rule, found in details.items()
     ]
 
 
