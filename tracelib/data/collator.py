@@ -180,7 +180,7 @@ class ChatProcessor:
             labels=labels,
             pixel_values=torch.cat(patches) if patches else None,
             image_grid_thw=torch.cat(grids) if grids else None,
-            pixel_scale=self.pictures.scale,
+            pixel_scale=self.pictures.scale if patches else None,
         )
 
     def truncate(self, text: str, max_tokens: int) -> str:

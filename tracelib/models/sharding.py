@@ -74,5 +74,5 @@ def _join(chunks: Sequence[EncoderInput]) -> EncoderInput:
         labels=join([c.labels for c in chunks], IGNORED_LABEL),
         pixel_values=torch.cat(patches) if patches else None,
         image_grid_thw=torch.cat(grids) if grids else None,
-        pixel_scale=chunks[0].pixel_scale,
+        pixel_scale=next((c.pixel_scale for c in chunks if c.pixel_scale is not None), None),
     )
