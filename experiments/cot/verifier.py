@@ -116,6 +116,8 @@ async def judge_answers(
                 verdict = verifier.read_reply(outcome, answer.query, answer.answer)
             except ValueError:
                 verdict = None  # a build would ask again, to the same end: it is asked greedily
+        elif outcome.kind not in ("empty", "truncated"):
+            raise outcome  # a verifier that cannot be asked has no precision
         is_kept = bool(verdict and verdict.is_consistent and verdict.confidence >= min_confidence)
         judged[request.key] = Judged(answer, verdict, is_kept)
 

@@ -29,9 +29,12 @@ class RuleTeacher:
     """Answers by a function, which may return a failure, and keeps what it was asked."""
 
     def __init__(
-        self, answer: Callable[[Request], str | TeacherError] = write_rationale, name: str = "rule"
+        self,
+        answer: Callable[[Request], str | TeacherError] = write_rationale,
+        name: str = "rule",
+        key: str | None = None,
     ) -> None:
-        self.answer, self.name = answer, name
+        self.answer, self.name, self.key = answer, name, key or name
         self.requests: list[Request] = []
         self.num_entered = self.num_in_flight = self.most_in_flight = 0
 
@@ -57,6 +60,10 @@ class RuleTeacher:
                 await asyncio.sleep(0)
         finally:
             self.num_in_flight -= 1
+        return self.reply(request)
+
+    def reply(self, request: Request) -> Reply:
+        """Answer at once."""
         answer = self.answer(request)
         if isinstance(answer, TeacherError):
             raise answer

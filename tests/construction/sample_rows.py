@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+from tracelib.construction.assess import AssessSettings, number_assessor
 from tracelib.construction.journal.input_hash import compute_input_hash
 from tracelib.construction.journal.journal_row import JournalRow
 from tracelib.construction.queries import SourceQuery
@@ -54,15 +56,32 @@ def templates(folder=Path("here"), **changes):
     return TemplateSet([PromptTemplate(**fields)], folder)
 
 
-def append(work, phase, query_id, sample, result, status="done", error=None):
-    input_hash = compute_input_hash(None, "input")
+INPUT = compute_input_hash(None, "input")
+
+
+class AnyInput:
+    """A phase whose inputs are all the same, so that its rows can be written by hand."""
+
+    def __init__(self, **settings):
+        self.settings = SimpleNamespace(**settings)
+
+    def hash_input(self, *_):
+        return INPUT
+
+
+ANY_INPUT = AnyInput()
+ASSESS = AssessSettings({"rule": ANY_INPUT}, "rule")
+
+
+def append(work, phase, query_id, sample, result, status="done", error=None, input_hash=INPUT):
     row = JournalRow(query_id, phase, sample, status, input_hash, 1, result, error)
     work.open_phase(phase).append([row])
 
 
-def append_assessed(work, query_id, difficulty):
-    result = {"difficulty": difficulty, "reason": "so", "by": "rule"}
-    append(work, "assess", query_id, 0, result)
+def append_assessed(work, query_id, difficulty, status="done", error=None):
+    result = {"difficulty": difficulty, "reason": "so", "by": "rule"} if status == "done" else {}
+    input_hash = ASSESS.hash_input("rule", None)
+    append(work, "assess", query_id, number_assessor("rule"), result, status, error, input_hash)
 
 
 def append_generated(work, query_id, sample, text):
@@ -76,15 +95,16 @@ def append_generated(work, query_id, sample, text):
     append(work, "generate", query_id, sample, result)
 
 
-def chain_of(work, num_samples=1, difficulties=(1,)):
-    return SampleChain(work, 0, num_samples, difficulties)
+def chain_of(work, num_samples=1, difficulties=(1,), rules=ANY_INPUT, verification=ANY_INPUT):
+    generate = AnyInput(num_samples=num_samples, difficulties=difficulties)
+    return SampleChain(work, ASSESS, generate, rules, verification)
 
 
 class ScriptedTeacher:
     """Answers with what `write` makes of a request, and keeps the requests."""
 
     def __init__(self, write, name="scripted"):
-        self.name, self.write, self.requests = name, write, []
+        self.name, self.key, self.write, self.requests = name, name, write, []
 
     async def __aenter__(self):
         return self

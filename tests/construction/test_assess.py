@@ -14,6 +14,7 @@ from tracelib.construction.assess import (
     RuleAssessor,
     TeacherAssessor,
     UtilityAssessor,
+    number_assessor,
     read_assessed,
     run_assess,
 )
@@ -47,9 +48,9 @@ def assess(folder, queries, assessors, **changes):
         asyncio.run(run_assess(settings, queries, work, watch, **changes))
         journal = work.open_phase("assess")
         return {
-            (q.query_id, name): journal.read_row(q.query_id, sample)
+            (q.query_id, name): journal.read_row(q.query_id, number_assessor(name))
             for q in queries
-            for sample, name in enumerate(assessors)
+            for name in assessors
         }
 
 
@@ -107,6 +108,22 @@ def test_one_template_changed_makes_its_queries_stale_alone(tmp_path, queries, p
         assert len(asked.requests) == 160
 
 
+def test_assessors_come_and_go_without_the_others_being_asked_again(tmp_path, queries, prompts):
+    teacher = RuleTeacher(write_verdict)
+    model = TeacherAssessor(teacher, prompts)
+    assess(tmp_path, queries, {"rule": BY_RULE, "model": model})
+    assess(tmp_path, queries, {"model": model})
+    assess(tmp_path, queries, {"new": BY_RULE, "model": model, "rule": BY_RULE})
+    assert len(teacher.requests) == 160
+
+
+def test_another_way_to_ask_the_same_model_makes_all_stale(tmp_path, queries, prompts):
+    for key in ("rule", 'rule {"top_p": 0.9}'):
+        teacher = RuleTeacher(write_verdict, key=key)
+        assess(tmp_path, queries, {"model": TeacherAssessor(teacher, prompts)})
+        assert len(teacher.requests) == 160
+
+
 def test_patterns_read_replies_without_json(tmp_path, queries, prompts):
     assessor = TeacherAssessor(
         RuleTeacher(lambda request: "think\n" if "swap" in read_text(request) else "easy"),
@@ -137,6 +154,7 @@ def test_patterns_read_replies_without_json(tmp_path, queries, prompts):
         ('{"difficulty": "1", "reason": "x"}', "difficulty '1'"),
         ('{"difficulty": 1}', "gives no reason"),
         ('{"difficulty": 1, "reason": " "}', "gives no reason"),
+        pytest.param('{"difficulty":' + "[" * 100_000 + "}", "unreadable reply: ", id="deep"),
     ],
 )
 def test_an_unreadable_verdict_is_quarantined_with_its_reply(
@@ -150,6 +168,11 @@ def test_an_unreadable_verdict_is_quarantined_with_its_reply(
     assert (row.status, row.attempt, row.result["reply"]) == ("quarantined", 3, reply)
     assert message in row.error
     assert sum(row.status == "done" for row in rows.values()) == 159
+
+
+def test_half_a_character_of_a_reason_is_replaced(prompts):
+    text = r'{"difficulty": 1, "reason": "two \udc00 edits"}'
+    assert TeacherAssessor(RuleTeacher(), prompts).parse_reply(text).reason == "two ? edits"
 
 
 def test_labels_of_a_run_are_taken_and_missing_ones_quarantined(tmp_path, queries):
@@ -189,6 +212,9 @@ def test_settings_are_checked(tmp_path, prompts):
     teacher = RuleTeacher()
     with pytest.raises(ValueError, match=r"assess.use is 'b'.*\['a'\]"):
         AssessSettings({"a": BY_RULE}, "b")
+    twin = next(f"b{n}" for n in range(99_999) if number_assessor(f"b{n}") == number_assessor("a"))
+    with pytest.raises(ValueError, match=rf"'a' and '{twin}' have the same sample.*rename one"):
+        AssessSettings({"a": BY_RULE, "c": BY_RULE, twin: BY_RULE}, "a")
     for changes, message in (
         ({"hard_pattern": "x"}, "set both, or neither"),
         ({"hard_pattern": "(", "easy_pattern": "x"}, "no regular expression"),
@@ -206,14 +232,14 @@ def test_settings_are_checked(tmp_path, prompts):
 def test_a_verdict_of_other_settings_decides_nothing(tmp_path, queries):
     assess(tmp_path, queries, {"rule": BY_RULE, "other": RuleAssessor(hard_query_pattern="a")})
     with Journal(tmp_path / "work") as work:
-        for use, sample in (("rule", 0), ("other", 1)):
+        for use in ("rule", "other"):
             settings = AssessSettings(
                 {"rule": BY_RULE, "other": RuleAssessor(hard_query_pattern="a")}, use
             )
-            rows = [read_assessed(settings, query, work) for query in queries]
-            assert {row.sample for row in rows} == {sample}
+            rows = [read_assessed(settings, use, query, work) for query in queries]
+            assert {row.result["by"] for row in rows} == {use}
         changed = AssessSettings({"rule": RuleAssessor(hard_query_pattern="swap")}, "rule")
-        rows = {query: read_assessed(changed, query, work) for query in queries}
+        rows = {query: read_assessed(changed, "rule", query, work) for query in queries}
         assert {q for q in rows if rows[q] is None} == {
             q for q in queries if re.search(EDITS, q.text)
         }

@@ -111,6 +111,13 @@ def test_only_what_changed_is_computed_again(built, root, tmp_path):
     assert run_again(built, "generate", more)["generate"] in range(4, 17)
     hotter = run_again(built, "generate", "--generate.temperature=0.9")
     assert hotter == nothing | {"generate": rows["generate"]}
+    # What another recipe wrote is neither put out nor counted as this one's.
+    assert run_again(built, "report", "--generate.temperature=0.8") == nothing
+    output = read_output(root, folder)["mbeir_scenes_train_rationales.parquet"]
+    assert output
+    assert not any(row["reasoning"] for row in output)
+    states = read_report(folder)["summary"]["datasets"]["scenes"]["states"]["generate"]
+    assert {state: n for state, n in states.items() if n} == {"stale": rows["generate"]}
 
 
 def test_phases_run_one_by_one_as_a_build_does(built, root, tmp_path, url):

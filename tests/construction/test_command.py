@@ -12,7 +12,7 @@ from tracelib.cli import main
 from tracelib.construction.command import read_recipe
 from tracelib.construction.journal.journal_row import JournalError
 from tracelib.construction.journal.work_folder import Journal
-from tracelib.construction.teachers.dispatch import TeacherDownError
+from tracelib.construction.phase_driver import TeacherDownError
 
 pytest.importorskip("openai")
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -109,6 +109,13 @@ def test_a_report_can_be_had_at_any_time(args, tmp_path, root, capsys):
     text = capsys.readouterr().out
     assert ", 0 with a rationale" in text
     assert "0 rows, 0 with" not in text
+
+
+def test_a_report_tells_of_torn_lines(args, tmp_path, capsys):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "generate.jsonl").write_bytes(b'{"torn')
+    main(["cot", "report", *args])
+    assert "generate: 1 torn line of 6 bytes was cut" in capsys.readouterr().out
 
 
 @pytest.mark.slow

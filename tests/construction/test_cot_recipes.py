@@ -1,8 +1,10 @@
 """Every shipped recipe of `cot` builds, and its prompts are for every column of M-BEIR."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonargparse import ArgumentParser
 
 from tests.construction.test_templates import QUERY
@@ -92,7 +94,33 @@ def test_m_beir_follows_the_paper():
     rules = recipe.rules
     assert (rules.min_reasoning_tokens, rules.max_reasoning_tokens) == (16, 256)
     assert (rules.min_answer_tokens, rules.max_answer_tokens) == (2, 64)
-    assert isinstance(recipe.assess.assessors["model"], TeacherAssessor)
+    assert recipe.generate.num_samples == 1
+    assert list(recipe.assess.assessors) == ["paper"]  # nobody is asked what the paper has said
+
+
+def test_m_beir_with_the_opinion_of_the_teacher(tmp_path):
+    text = (ROOT / "configs/cot/mbeir.yaml").read_text()
+    opinion = re.compile(r"^    # ((?:model:|  ).*)$", re.MULTILINE)
+    assert len(opinion.findall(text)) == 4
+    path = tmp_path / "mbeir.yaml"
+    path.write_text(opinion.sub(r"    \1", text))
+    recipe = build(path, "--assess.use=model")
+    assert list(recipe.assess.assessors) == ["paper", "model"]
+    model = recipe.assess.assessors["model"]
+    assert isinstance(model, TeacherAssessor)
+    assert (model.teacher.name, model.concurrency) == (recipe.generate.teacher.name, 256)
+
+
+def test_m_beir_is_built_where_it_is_trained_on():
+    build, *fits = (
+        yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+        for name in ("cot/mbeir", "trace_qwen2_5_vl_7b_mbeir", "trace_qwen2_5_vl_3b_mbeir")
+    )
+    roots = {build["data"]["root"], *(fit["data"]["root"] for fit in fits)}
+    teachers = (build["generate"]["teacher"], build["verify"]["verifier"]["init_args"]["teacher"])
+    roots |= {teacher["init_args"]["picture_root"] for teacher in teachers}
+    (root,) = roots
+    assert f"tracelib download --root {root} " in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("source", ["teacher", "oracle"])

@@ -1,18 +1,27 @@
 """What a dry run reckons with: closed forms, and a recipe over a real tree."""
 
+import io
+from dataclasses import replace
+
 import pytest
+from rich.console import Console
 
 from tests.construction.tiny_build import NUM_QUERIES, write_build
 from tracelib.cli import main
 from tracelib.construction.command import read_recipe
-from tracelib.construction.dry_run import estimate_build
+from tracelib.construction.dry_run import estimate_build, print_estimate
 from tracelib.construction.estimate import EstimateSettings, estimate_phase
 from tracelib.construction.queries import SourceQueries
+from tracelib.construction.teachers.budget import RateLimits
+from tracelib.construction.teachers.endpoint import EndpointTeacher
+from tracelib.construction.teachers.offline import OfflineTeacher
 from tracelib.construction.teachers.picture_parts import estimate_prompt_tokens
-from tracelib.construction.teachers.price import Price
+from tracelib.construction.teachers.price import Price, TeacherPrice
+from tracelib.construction.teachers.routed import RoutedTeacher
 
 pytest.importorskip("openai")
 NOWHERE = "http://127.0.0.1:9/v1"  # nobody listens there, and nobody has to
+PRICE = TeacherPrice(Price(2.0, 10.0))
 
 
 @pytest.fixture
@@ -31,12 +40,12 @@ def get_phases(found):
 
 def test_a_phase_is_requests_by_length_price_and_speed():
     settings = EstimateSettings(tokens_per_second=20, first_token_seconds=2)
-    found = estimate_phase("verify", 7200, 100, 40, 16, Price(2.0, 10.0), settings)
+    found = estimate_phase("verify", 7200, 100, 40, 16, PRICE, settings)
     assert (found.prompt_tokens, found.completion_tokens) == (720_000, 288_000)
     assert found.cost == pytest.approx(1.44 + 2.88)
     assert found.hours == pytest.approx(7200 * 4 / 16 / 3600)
     # A phase of fewer requests than may be in flight takes as long as one.
-    assert estimate_phase("verify", 3, 1, 40, 16, Price(), settings).hours * 3600 == 4
+    assert estimate_phase("verify", 3, 1, 40, 16, PRICE, settings).hours * 3600 == 4
 
 
 def test_expected_requests_where_only_a_teacher_can_tell(args):
@@ -90,6 +99,56 @@ def test_a_part_of_the_prompts_stands_for_all(args):
         assert other.num_requests == phase.num_requests
         assert other.prompt_tokens == pytest.approx(phase.prompt_tokens, rel=0.3)
         assert other.prompt_tokens != phase.prompt_tokens
+
+
+def make_endpoint(concurrency, price=Price()):
+    return EndpointTeacher(NOWHERE, "large", limits=RateLimits(concurrency), price=price)
+
+
+def estimate_by(args, teacher, concurrency):
+    """The phase that writes, by another teacher."""
+    recipe, _ = read_recipe("build", args)
+    generate = replace(recipe.generate, teacher=teacher, concurrency=concurrency)
+    found = estimate_build(replace(recipe, generate=generate), SourceQueries(recipe.data))
+    return get_phases(found)["generate"], found
+
+
+def test_in_flight_is_what_phase_and_endpoint_both_allow(args, tmp_path):
+    few, _ = estimate_by(args, make_endpoint(2), 8)
+    more, _ = estimate_by(args, make_endpoint(8), 8)
+    assert (few.concurrency, more.concurrency) == (2, 8)
+    assert few.hours == pytest.approx(4 * more.hours)
+    assert estimate_by(args, make_endpoint(8), 2)[0].hours == few.hours
+    # Of two teachers the one that takes fewer counts; a file has no limit of its own.
+    file = OfflineTeacher(tmp_path / "requests.jsonl", tmp_path / "replies.jsonl", "large")
+    for routed in (
+        RoutedTeacher(make_endpoint(8), make_endpoint(2)),
+        RoutedTeacher(make_endpoint(2), file),
+    ):
+        assert estimate_by(args, routed, 8)[0] == few
+    assert estimate_by(args, file, 8)[0].hours == more.hours
+
+
+def test_cost_of_models_of_several_prices_is_a_bound(args):
+    reads, sees = Price(4.0, 1.0), Price(1.0, 8.0)
+    routed = RoutedTeacher(make_endpoint(8, reads), make_endpoint(8, sees))
+    phase, found = estimate_by(args, routed, 8)
+    highest = Price(4.0, 8.0)  # neither model's alone would be a bound
+    assert phase.cost == highest.compute_cost(phase.prompt_tokens, phase.completion_tokens)
+    shown = show(found)
+    assert f"at most {phase.cost:,.2f}" in shown
+    assert f"at most {sum(phase.cost for phase in found.phases):,.2f}" in shown
+    same, found = estimate_by(
+        args, RoutedTeacher(make_endpoint(8, sees), make_endpoint(8, sees)), 8
+    )
+    assert same.cost == sees.compute_cost(same.prompt_tokens, same.completion_tokens)
+    assert "at most" not in show(found)
+
+
+def show(found):
+    console = Console(file=io.StringIO(), width=120)
+    print_estimate(console, found, EstimateSettings())
+    return console.file.getvalue()
 
 
 def test_price_is_the_estimates_own_or_the_teachers(args):

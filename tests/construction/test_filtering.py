@@ -20,7 +20,6 @@ from tracelib.construction.filtering import (
 )
 from tracelib.construction.journal.work_folder import Journal
 from tracelib.construction.rules.rationale_check import RuleLimits
-from tracelib.construction.sample_chain import hash_text
 
 WORDS, LIMITS = FilterSettings(), RuleLimits()
 
@@ -28,16 +27,12 @@ WORDS, LIMITS = FilterSettings(), RuleLimits()
 def judge_all(work, queries, limits=LIMITS, settings=WORDS, prompts=None, num_samples=2):
     seen = []
     rules = RuleFilter(limits, settings, prompts or templates())
-    run = run_filter(
-        queries,
-        chain_of(work, num_samples),
-        rules,
-        lambda progress, counts: seen.append(progress.num_due),
-    )
+    chain = chain_of(work, num_samples, rules=rules)
+    run = run_filter(queries, chain, lambda progress, counts: seen.append(progress.num_due))
     progress = asyncio.run(run)
     journal = work.open_phase("filter")
     rows = {(row.query_id, row.sample): row for row in journal.read_newest()}
-    return progress, rows, len(seen)
+    return progress, rows, len(seen) - 1  # the first is told at the start
 
 
 @pytest.fixture
@@ -66,7 +61,6 @@ def test_each_sample_of_an_asked_query_gets_a_verdict(work, queries):
         "violations": [],
         "reasoning_tokens": 22,
         "answer_tokens": 6,
-        "text_hash": hash_text(good_text()),
     }
     assert dropped.result["violations"] == [
         {"rule": "answer_tokens", "detail": "1 tokens, allowed are 2 .. 64"}
@@ -88,14 +82,29 @@ def test_only_what_changed_is_judged_again(work, queries):
 
 
 def test_a_row_that_is_not_of_the_present_text_does_not_count(work, queries):
-    chain = chain_of(work, 2)
+    chain = chain_of(work, 2, rules=RuleFilter(LIMITS, WORDS, templates()))
+    query, _, _ = queries
     judge_all(work, queries)
-    generated = chain.read_generated("8:1", 0)
-    assert chain.read_verdict("filter", generated).status == "done"
+    generated = chain.read_generated(query, 0)
+    assert chain.read_filtered(query, generated).status == "done"
     assert [g.sample for _, g in chain.iterate_filtered(queries)] == [0, 0]
     append_generated(work, "8:1", 0, good_text(answer="A red dog in the snow."))
-    assert chain.read_verdict("filter", chain.read_generated("8:1", 0)) is None
+    assert chain.read_filtered(query, chain.read_generated(query, 0)) is None
     assert [g.query_id for _, g in chain.iterate_filtered(queries)] == ["8:2"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (RuleLimits(max_answer_tokens=63), WORDS, templates()),
+        (LIMITS, FilterSettings("embedded"), templates()),
+        (LIMITS, WORDS, templates(system="Think.")),
+    ],
+)
+def test_a_verdict_by_other_rules_does_not_count(work, queries, changed):
+    judge_all(work, queries)
+    chain = chain_of(work, 2, rules=RuleFilter(*changed))
+    assert list(chain.iterate_filtered(queries)) == []
 
 
 def test_the_words_of_the_prompt_must_not_come_back(work, queries):

@@ -128,7 +128,8 @@ def test_only_what_changed_is_asked_again(tmp_path, queries, prompts):
     assert len(more.requests) == 2 * len(rows)
     assert not generate(tmp_path, queries, num_samples=2)[0].requests
 
-    for change in ({"temperature": 0.6}, {"seed": 1}, {"teacher": RuleTeacher(name="other")}):
+    otherwise_asked = {"teacher": RuleTeacher(key='rule {"top_p": 0.9}')}
+    for change in ({"temperature": 0.6}, {"seed": 1}, otherwise_asked):
         assert len(generate(tmp_path, queries, **change)[0].requests) == len(rows)
         generate(tmp_path, queries)
     # 99 tokens are the general template's own, so another limit is that of edits alone.
@@ -189,7 +190,7 @@ def test_resumed_runs_end_in_the_rows_of_a_whole_one(tmp_path, queries, prompts)
             asyncio.run(run_assess(ASSESS, queries, work, watch))
             with pytest.raises(InterruptedError):
                 asyncio.run(run_generate(GeneratePhase(settings, ASSESS), queries, work, stop))
-            num_done = len(work.open_phase("generate").find_keys("done"))
+            num_done = len(list(work.open_phase("generate").read_newest("done")))
             assert num_replies <= num_done <= num_replies + 2  # those that came in with it
     _, rows = generate(folder, queries)
     assert rows == whole

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from datasets import Features, load_dataset
@@ -40,7 +42,7 @@ def rows(queries, tmp_path):
         for number, query in enumerate(queries):
             if number % 3 == 0:
                 append_generated(work, query.query_id, 0, good_text(f"Card {number}."))
-                generated = chain.read_generated(query.query_id, 0)
+                generated = chain.read_generated(query, 0)
                 thought = Thought(generated, f"Why {number}.", f"Card {number}.", 0.75, 22, 2)
                 found.append(Selected(query, 1, "rule", thought))
             elif number % 3 == 1:
@@ -128,6 +130,28 @@ def test_files_are_whole_or_not_there(root, rows):
     assert [path.name for path in write(drops, root, "rationales_b").files] == [DROPPED_FILE]
     assert [path.name for path in folder.iterdir()] == [DROPPED_FILE]
     assert MBEIRReader(root, None, "rationales_b").read_queries("train").is_annotated.sum() == 0
+
+
+def test_files_are_on_disk_before_they_have_their_names(root, rows, monkeypatch):
+    synced = set()
+    fsync, rename = os.fsync, Path.replace
+
+    def watch_sync(file):
+        synced.add(os.readlink(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    def watch_rename(path, target):
+        assert str(path) in synced
+        return rename(path, target)
+
+    folder = root / "rationales_c"
+    folder.mkdir()
+    (folder / f".{DROPPED_FILE}.1.tmp").write_bytes(b"what a killed run left")
+    monkeypatch.setattr(os, "fsync", watch_sync)
+    monkeypatch.setattr(Path, "replace", watch_rename)
+    counts = write(rows, root, "rationales_c")
+    assert len(synced) == len(counts.files) == 2
+    assert set(folder.iterdir()) == set(counts.files)
 
 
 def test_a_folder_with_json_lines_or_outside_the_root_is_refused(root, rows):

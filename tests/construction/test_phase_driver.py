@@ -1,6 +1,7 @@
 """A phase between its schedule and its teacher, whole, failing, down and killed."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -16,8 +17,12 @@ from tests.construction.teachers.stub_endpoint import StubEndpoint, complete
 from tracelib.construction.journal.progress import Progress
 from tracelib.construction.journal.schedule import Schedule
 from tracelib.construction.journal.work_folder import Journal
-from tracelib.construction.phase_driver import Outcome, run_locally, run_phase
-from tracelib.construction.teachers.dispatch import TeacherDownError
+from tracelib.construction.phase_driver import (
+    Outcome,
+    TeacherDownError,
+    run_locally,
+    run_phase,
+)
 from tracelib.construction.teachers.teacher import Request, TeacherError
 
 NUM_QUERIES = 40  # two samples of each
@@ -31,6 +36,10 @@ def build_request(work):
 def read_reply(work, reply):
     if "unreadable" in reply.text:
         raise ValueError("no verdict")
+    if "huge" in reply.text:
+        float(10**400)
+    if "deep" in reply.text:
+        json.loads("[" * 100_000)
     return (Outcome.dropped if "bad" in reply.text else Outcome.done)({"text": reply.text})
 
 
@@ -69,7 +78,7 @@ def run(
                 run_phase(schedule, teacher, build_request, read_reply, concurrency, on_progress)
             )
         finally:
-            assert schedule.progress.num_in_flight == 0
+            assert schedule._in_flight == {}
     return schedule.progress
 
 
@@ -83,26 +92,32 @@ def test_every_work_gets_its_own_reply(tmp_path):
     rows = read_newest(tmp_path)
     assert all(r.result["text"] == f"query {q}, sample {s}" for (q, s), r in rows.items())
     assert (teacher.most_in_flight, teacher.num_entered) == (8, 1)
-    assert [p.num_done for p, *_ in seen] == list(range(1, 81))
-    assert seen[-1] == (Progress(0, 0, 0, 80, 0, 0, 0), 80, 0, 800)
+    assert [p.num_done for p, *_ in seen] == list(range(81))
+    assert seen[-1] == (Progress(0, 0, 0, 80, 0, 0), 80, 0, 800)
 
 
 def test_a_teacher_with_nothing_to_do_is_not_entered(tmp_path):
     run(tmp_path, RuleTeacher(lambda request: "yes"))
-    again = RuleTeacher()
-    assert run(tmp_path, again).num_done == 80
+    again, seen = RuleTeacher(), []
+    assert run(tmp_path, again, seen=seen).num_done == 80
     assert (again.num_entered, again.requests) == (0, [])
+    assert seen == [(Progress(0, 0, 0, 80, 0, 0), 0, 0, 0)]
 
 
 def test_verdicts_and_unreadable_replies_are_written_down(tmp_path):
     def answer(request):
-        return {"9:1/0": "a bad one", "9:2/1": "unreadable"}.get(request.key, "fine")
+        texts = {"9:1/0": "a bad one", "9:2/1": "unreadable", "9:3/0": "huge", "9:3/1": "deep"}
+        return texts.get(request.key, "fine")
 
     teacher = RuleTeacher(answer)
     run(tmp_path, teacher)
-    assert count_rows(tmp_path) == {"done": 78, "dropped": 1, "quarantined": 1}
-    row = read_newest(tmp_path)["9:2", 1]
-    assert row.result == {"reply": "unreadable", "model": "rule"}
+    assert count_rows(tmp_path) == {"done": 76, "dropped": 1, "quarantined": 3}
+    rows = read_newest(tmp_path)
+    assert rows["9:3", 0].error.startswith("unreadable reply: int too large")
+    assert rows["9:3", 1].error.startswith("unreadable reply: maximum recursion")
+    row = rows["9:2", 1]
+    paid = {"prompt_tokens": 10, "completion_tokens": 5}
+    assert row.result == {"reply": "unreadable", "model": "rule", **paid}
     assert (row.attempt, row.error) == (3, "unreadable reply: no verdict")
 
 
@@ -149,6 +164,45 @@ def test_a_teacher_that_dies_on_the_way_loses_nothing(tmp_path):
     assert run(tmp_path, RuleTeacher(lambda request: "fine")).num_done == 80
 
 
+@pytest.mark.parametrize("kind", ["server", "empty", "timeout"])
+def test_many_that_never_succeed_do_not_hold_up_the_rest(tmp_path, kind):
+    """Left alone in later passes, where no reply comes between them."""
+    bad = {f"9:{number}/1" for number in range(1, 80, 2)}
+    teacher = RuleTeacher(lambda r: fail(kind) if r.key in bad else "fine")
+    progress = run(tmp_path, teacher, num_queries=100)
+    assert (progress.num_done, progress.num_quarantined) == (160, 40)
+    rows = [row for row in read_newest(tmp_path).values() if row.status == "quarantined"]
+    assert {(row.attempt, row.error) for row in rows} == {(3, f"{kind}: planned")}
+
+
+def test_many_of_the_last_that_never_succeed_stop_one_run_alone(tmp_path):
+    """A teacher that dies at the end looks the same: it costs an attempt and no row."""
+    bad = {f"9:{number}/{sample}" for number in range(61, 101) for sample in (0, 1)}
+    for kind, retryable in (("timeout", True), ("picture", False)):
+        folder = tmp_path / kind
+        run(folder, RuleTeacher(lambda request: "fine"), num_queries=100, skipped=bad)
+        teacher = RuleTeacher(lambda request, f=(kind, retryable): fail(*f))
+        with pytest.raises(TeacherDownError, match=r"80 requests failed .* 80 attempts are"):
+            run(folder, teacher, num_queries=100, concurrency=100)
+        assert count_rows(folder) == {"done": 120, "failed": 80}
+        assert run(folder, teacher, num_queries=100).num_quarantined == 80
+
+
+def test_a_teacher_that_is_dead_in_the_next_run_hurts_none_but_those_that_failed(tmp_path):
+    bad = {f"9:{number}/0" for number in range(1, 40, 4)}
+    late = {f"9:{number}/{sample}" for number in range(41, 91) for sample in (0, 1)}
+    teacher = RuleTeacher(lambda r: fail("server") if r.key in bad else "fine")
+    with pytest.raises(InterruptedError):
+        run(tmp_path, teacher, num_queries=90, skipped=late, stops_after_failures=True)
+    before = read_newest(tmp_path)
+    assert count_rows(tmp_path) == {"done": 70, "failed": 10}
+    with pytest.raises(TeacherDownError, match=r"64 requests failed .* no attempts are counted"):
+        run(tmp_path, RuleTeacher(lambda request: fail("server")), num_queries=90)
+    rows = read_newest(tmp_path)
+    assert rows.keys() == before.keys()
+    assert {row.attempt for row in rows.values() if row.status == "failed"} == {2}
+
+
 def test_a_few_that_fail_while_others_are_answered_are_to_blame(tmp_path):
     bad = {f"9:{number}/0" for number in range(30, 41)}
     progress = run(tmp_path, RuleTeacher(lambda r: fail() if r.key in bad else "fine"))
@@ -189,6 +243,39 @@ def test_no_access_stops_at_once(tmp_path):
     assert read_newest(tmp_path) == {}
 
 
+class AllAtOnce(RuleTeacher):
+    """Answers so many, when all have asked: the others come before the last one stops a run."""
+
+    def __init__(self, answer, num_requests):
+        super().__init__(answer)
+        self.num_requests = num_requests
+        self.is_full = asyncio.Event()
+
+    async def ask(self, request):
+        self.requests.append(request)
+        if len(self.requests) == self.num_requests:
+            self.is_full.set()
+        is_late = len(self.requests) > self.num_requests
+        await (asyncio.Event() if is_late else self.is_full).wait()
+        return self.reply(request)
+
+
+def test_replies_after_the_end_of_access_blame_nobody(tmp_path):
+    bad = fail("access", retryable=False)
+    teacher = AllAtOnce(lambda request: bad if request.key == "9:4/1" else "fine", 8)
+    with pytest.raises(TeacherDownError, match="does not let us in"):
+        run(tmp_path, teacher)
+    assert count_rows(tmp_path) == {"done": 7}
+
+
+def test_replies_after_the_last_failure_blame_nobody(tmp_path):
+    late = [f"9:{number}/{sample}" for number in range(1, 41) for sample in (0, 1)][63:71]
+    teacher = AllAtOnce(lambda request: "fine" if request.key in late else fail("server"), 72)
+    with pytest.raises(TeacherDownError, match="64 requests failed"):
+        run(tmp_path, teacher, num_queries=100, concurrency=72)
+    assert count_rows(tmp_path) == {"done": 8}
+
+
 def test_requests_whose_replies_come_later_are_put_once_and_count_no_attempt(tmp_path):
     def answer(request):
         if request.key == "9:7/0":
@@ -218,7 +305,7 @@ def test_an_error_of_ours_stops_the_run_and_loses_nothing(tmp_path, place):
             lambda work: break_at("build") or build_request(work),
             lambda work, reply: break_at("read") or read_reply(work, reply),
             4,
-            lambda progress, counts: break_at("progress"),
+            lambda progress, counts: counts.num_replies and break_at("progress"),
         )
 
     with Journal(tmp_path) as journal:
@@ -246,7 +333,7 @@ def test_a_cancelled_run_gives_back_what_is_in_flight(tmp_path):
     with Journal(tmp_path) as journal:
         schedule = Schedule(journal.open_phase("generate"), lambda: iterate_inputs(NUM_QUERIES))
         asyncio.run(drive(schedule))
-        assert schedule.progress.num_in_flight == 0
+        assert schedule._in_flight == {}
     assert set(count_rows(tmp_path)) == {"done"}
     assert run(tmp_path, RuleTeacher(lambda request: "fine")).num_done == 80
 
@@ -274,7 +361,7 @@ def test_work_without_a_teacher_lets_signals_through(tmp_path):
         schedule = Schedule(journal.open_phase("generate"), lambda: iterate_inputs(NUM_QUERIES))
         asyncio.run(drive(schedule))
     assert count_rows(tmp_path) == {"done": 40, "dropped": 40}
-    assert len(counted) == 80
+    assert [p.num_due for p in counted] == list(range(80, -1, -1))
     assert len(seen) >= 2
 
 

@@ -10,7 +10,6 @@ from tests.construction.sample_rows import (
     make_query,
 )
 from tracelib.construction.journal.work_folder import Journal
-from tracelib.construction.sample_chain import hash_text
 from tracelib.construction.selection import Drop, Selected, select_rows
 
 
@@ -21,21 +20,15 @@ def work(tmp_path):
 
 
 def pass_rules(work, query_id, sample, answer="A red dog."):
-    text = good_text(answer)
-    append_generated(work, query_id, sample, text)
+    append_generated(work, query_id, sample, good_text(answer))
     result = {"violations": [], "reasoning_tokens": 20, "answer_tokens": 3}
-    append(work, "filter", query_id, sample, {**result, "text_hash": hash_text(text)})
+    append(work, "filter", query_id, sample, result)
 
 
-def verify(work, query_id, sample, confidence, answer="A red dog.", consistent=True):
-    result = {
-        "consistent": consistent,
-        "confidence": confidence,
-        "reason": "so",
-        "text_hash": hash_text(good_text(answer)),
-    }
+def verify(work, query_id, sample, confidence, consistent=True, **changes):
+    result = {"consistent": consistent, "confidence": confidence, "reason": "so"}
     is_kept = consistent and confidence >= 0.7
-    append(work, "verify", query_id, sample, result, "done" if is_kept else "dropped")
+    append(work, "verify", query_id, sample, result, "done" if is_kept else "dropped", **changes)
 
 
 def select(work, queries, num_samples=3, difficulties=(1,), has_verifier=True):
@@ -72,7 +65,7 @@ def test_easy_queries_are_direct_and_hard_ones_without_a_thought_have_no_row(wor
     queries = Queries([make_query(1), make_query(2), make_query(3)])
     append_assessed(work, "8:1", 0)
     append_assessed(work, "8:2", 1)
-    append(work, "assess", "8:3", 0, {}, "quarantined", "no JSON")
+    append_assessed(work, "8:3", None, "quarantined", "no JSON")
     rows, drops, full = select(work, queries, num_samples=1)
     assert [(r.query.query_id, r.difficulty, r.thought, r.assessor) for r in rows] == [
         ("8:1", 0, None, "rule")
@@ -103,8 +96,7 @@ def test_every_sample_that_fell_out_says_where_and_why(work):
         ("missing_tag", "no </answer>"),
     ]
     violations = [{"rule": rule, "detail": detail} for rule, detail in broken]
-    result = {"violations": violations, "text_hash": hash_text("I cannot.")}
-    append(work, "filter", "8:1", 1, result, "dropped")
+    append(work, "filter", "8:1", 1, {"violations": violations}, "dropped")
     append_generated(work, "8:1", 2, good_text())
     for sample, confidence, consistent in ((3, 0.69, True), (4, 0.9, False)):
         pass_rules(work, "8:1", sample)
@@ -112,7 +104,7 @@ def test_every_sample_that_fell_out_says_where_and_why(work):
     pass_rules(work, "8:1", 5)
     append(work, "verify", "8:1", 5, {}, "failed", "no JSON")
     pass_rules(work, "8:1", 6)
-    verify(work, "8:1", 6, 0.9, answer="Another text.")  # the sample was written anew since
+    verify(work, "8:1", 6, 0.9, input_hash="0" * 16)  # the sample was written anew since
     rows, drops, full = select(work, queries, num_samples=7)
     assert rows == []
     assert [drop[1:] for drop in drops] == [
@@ -129,9 +121,19 @@ def test_every_sample_that_fell_out_says_where_and_why(work):
     by_rule = {drop.rule: drop for drop in full}
     assert by_rule["quarantined"].detail == "timeout: 60 s"
     assert (by_rule["refusal"].detail, by_rule["refusal"].reasoning) == ("of refusal", "I cannot.")
+    assert by_rule["refusal"].answer is None
     assert by_rule["missing_tag"].detail == "no <answer>; no </answer>"
     assert by_rule["low_confidence"].detail == "0.69, required is 0.7; so"
     assert by_rule["inconsistent"].answer == "A red dog."
+
+
+def test_what_the_rules_dropped_has_its_parts_where_there_are_any(work):
+    append_assessed(work, "8:1", 1)
+    append_generated(work, "8:1", 0, good_text("A dog.", "Because."))
+    violations = [{"rule": "reasoning_tokens", "detail": "1 token"}]
+    append(work, "filter", "8:1", 0, {"violations": violations}, "dropped")
+    drop = select(work, Queries([make_query(1)]), num_samples=1)[2][0]
+    assert (drop.rule, drop.reasoning, drop.answer) == ("reasoning_tokens", "Because.", "A dog.")
 
 
 def test_a_near_duplicate_gives_way_to_the_next_sample(work):
@@ -170,7 +172,7 @@ def test_each_sample_is_in_one_place(work):
         for sample in range(3):
             answer = f"A dog {number % 7} {sample}."
             pass_rules(work, query.query_id, sample, answer)
-            verify(work, query.query_id, sample, ((number + sample) % 10) / 10, answer)
+            verify(work, query.query_id, sample, ((number + sample) % 10) / 10)
     rows, drops, _ = select(work, queries)
     kept = [(row.query.query_id, row.thought.generated.sample) for row in rows]
     dropped = [drop[:2] for drop in drops if drop[1] is not None]

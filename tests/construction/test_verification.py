@@ -14,8 +14,7 @@ from tests.construction.sample_rows import (
     make_query,
 )
 from tracelib.construction.journal.work_folder import Journal
-from tracelib.construction.sample_chain import hash_text
-from tracelib.construction.verification import VerifySettings, run_verify
+from tracelib.construction.verification import Verification, VerifySettings, run_verify
 from tracelib.construction.verifiers.caption import CaptionVerifier
 from tracelib.construction.verifiers.judge import JudgeVerifier
 
@@ -23,10 +22,9 @@ ANSWERS = {("8:1", 0): "A red dog on the grass.", ("8:2", 0): "A blue cat.", ("8
 
 
 def let_pass(work, query_id, sample, answer, status="done"):
-    text = good_text(answer)
-    append_generated(work, query_id, sample, text)
+    append_generated(work, query_id, sample, good_text(answer))
     result = {"violations": [], "reasoning_tokens": 20, "answer_tokens": 5}
-    append(work, "filter", query_id, sample, {**result, "text_hash": hash_text(text)}, status)
+    append(work, "filter", query_id, sample, result, status)
 
 
 @pytest.fixture
@@ -62,10 +60,9 @@ def caption_folder(tmp_path):
 
 
 def verify(work, queries, verifier, min_confidence=0.7, **changes):
-    settings = VerifySettings(verifier, min_confidence, concurrency=2)
-    progress = asyncio.run(
-        run_verify(queries, chain_of(work, 2), settings, lambda *told: None, **changes)
-    )
+    verification = Verification(verifier, min_confidence) if verifier else None
+    chain = chain_of(work, 2, verification=verification)
+    progress = asyncio.run(run_verify(queries, chain, 2, lambda *told: None, **changes))
     rows = work.open_phase("verify").read_newest()
     return progress, {(row.query_id, row.sample): row for row in rows}
 
@@ -120,13 +117,27 @@ def test_what_the_judge_saw_decides_whether_it_is_asked_again(work, queries, jud
     progress, rows = verify(work, queries, JudgeVerifier(teacher, judge_folder))
     assert len(teacher.requests) == 4
     assert (rows["8:2", 0].status, progress.num_done) == ("done", 2)
-    (judge_folder / "judge.yaml").write_text("source: oracle\nuser: 'Now: {answer}'\n")
+    (judge_folder / "judge.yaml").write_text("source: oracle\nuser: 'Now: {target} {answer}'\n")
     verify(work, queries, JudgeVerifier(teacher, judge_folder))
     assert len(teacher.requests) == 7
     other = reply_by_answer({**CONFIDENCES, "A red cat.": (True, 0.9)})
-    other.name = "another judge"
+    other.key = 'judge {"top_p": 0.9}'
     verify(work, queries, JudgeVerifier(other, judge_folder))
     assert len(other.requests) == 3
+
+
+def test_a_verdict_of_another_question_or_threshold_does_not_count(work, queries, judge_folder):
+    verifier = JudgeVerifier(reply_by_answer(CONFIDENCES), judge_folder)
+    verify(work, queries, verifier)
+
+    def read(min_confidence=0.7):
+        chain = chain_of(work, verification=Verification(verifier, min_confidence))
+        return chain.read_verified(queries[0], chain.read_generated(queries[0], 0))
+
+    assert read().status == "done"
+    assert read(0.9) is None
+    verifier.teacher.key = "another judge"
+    assert read() is None
 
 
 def test_a_description_serves_every_later_answer(work, queries, caption_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,43 +46,51 @@ class AssessSettings:
     """Who says whether a query needs thought.
 
     Args:
-        assessors: Assessors by name; the place of each is its sample in the journal.
+        assessors: Assessors by name. Their rows go by the name, so that others can come and go; an
+            assessor with another name asks anew.
         use: Name of the one that decides; the others are compared with it in the report.
 
     Raises:
-        ValueError: There is no assessor, or none of that name.
+        ValueError: There is no assessor, none of that name, or two names have one sample number.
     """
 
     assessors: dict[str, Assessor]
     use: str
 
     def __post_init__(self) -> None:
-        if self.use not in self.assessors or len(self.assessors) > MAX_SAMPLE:
+        if self.use not in self.assessors:
             raise ValueError(
                 f"assess.use is {self.use!r}; it must be one of assess.assessors, which are "
                 f"{list(self.assessors)}"
             )
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the assessors, in the order of their samples."""
-        return list(self.assessors)
-
-    @property
-    def use_sample(self) -> int:
-        """Sample of the assessor that decides."""
-        return self.names.index(self.use)
+        named: dict[int, str] = {}
+        for name in self.assessors:
+            other = named.setdefault(number_assessor(name), name)
+            if other != name:
+                raise ValueError(
+                    f"assess.assessors {other!r} and {name!r} have the same sample number "
+                    f"{number_assessor(name)} in the journal; rename one"
+                )
 
     def hash_input(self, name: str, query: SourceQuery) -> str:
         """Return the input hash of an assessor's row."""
         return compute_input_hash(name, self.assessors[name].hash_input(query))
 
 
+def number_assessor(name: str) -> int:
+    """Return the sample of phase `assess` that an assessor's rows have, `0 .. MAX_SAMPLE`.
+
+    >>> number_assessor("paper")
+    22
+    """
+    return zlib.crc32(name.encode()) & MAX_SAMPLE
+
+
 def list_assess_inputs(
     settings: AssessSettings, name: str, queries: SourceQueries
 ) -> Iterator[PhaseInput]:
     """Yield the inputs of an assessor: every query."""
-    sample = settings.names.index(name)
+    sample = number_assessor(name)
     for query in queries:
         yield PhaseInput(query.query_id, sample, settings.hash_input(name, query))
 
@@ -120,12 +129,19 @@ async def run_assess(
         await assessor.assess(schedule, queries, name, on_progress)
 
 
-def read_assessed(settings: AssessSettings, query: SourceQuery, work: Journal) -> JournalRow | None:
-    """Return the row that decides a query's difficulty.
+def read_assessed(
+    settings: AssessSettings, name: str, query: SourceQuery, work: Journal
+) -> JournalRow | None:
+    """Return an assessor's row of a query, also a failed one, or None.
 
-    None where there is none yet, or only one of other settings or a failed one.
+    None where there is none yet, or only one of other settings.
     """
-    row = work.open_phase("assess").read_row(query.query_id, settings.use_sample)
-    if row is None or row.status != "done":
-        return None
-    return row if row.input_hash == settings.hash_input(settings.use, query) else None
+    return work.open_phase("assess").read_present(
+        query.query_id, number_assessor(name), settings.hash_input(name, query)
+    )
+
+
+def find_difficulty(settings: AssessSettings, query: SourceQuery, work: Journal) -> int | None:
+    """Return what the assessor in use says of a query, or None as long as it says nothing."""
+    row = read_assessed(settings, settings.use, query, work)
+    return int(row.result["difficulty"]) if row is not None and row.status == "done" else None

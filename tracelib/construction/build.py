@@ -8,18 +8,18 @@ from typing import Any, Literal
 from rich.console import Console
 
 from tracelib.construction.assess import TeacherAssessor, run_assess
-from tracelib.construction.filtering import RuleFilter, run_filter
-from tracelib.construction.generate import GeneratePhase, run_generate
+from tracelib.construction.filtering import run_filter
+from tracelib.construction.generate import run_generate
 from tracelib.construction.journal.work_folder import Journal
 from tracelib.construction.output import check_folder, write_output
-from tracelib.construction.prices import find_dearest_price
+from tracelib.construction.prices import find_teacher_price
 from tracelib.construction.progress_display import ProgressDisplay
 from tracelib.construction.queries import SourceQueries
 from tracelib.construction.recipe import ConstructionRecipe
 from tracelib.construction.report.report import write_report
 from tracelib.construction.report.tables import print_summary
 from tracelib.construction.sample_chain import build_chain
-from tracelib.construction.teachers.price import Price
+from tracelib.construction.teachers.price import TeacherPrice
 from tracelib.construction.verification import run_verify
 from tracelib.data.layout import Layout
 
@@ -42,8 +42,7 @@ class Build:
     def __init__(self, recipe: ConstructionRecipe, queries: SourceQueries, work: Journal) -> None:
         self._recipe, self._queries, self._work = recipe, queries, work
         # What later phases need is looked at now, and not after days of asking.
-        self._generate = GeneratePhase(recipe.generate, recipe.assess)
-        self._rules = RuleFilter(recipe.rules, recipe.filter, self._generate.templates)
+        self._chain = build_chain(recipe, work)
         layout = Layout(queries.root, recipe.output.folder)
         check_folder(layout, recipe.data.split, queries.dataset_names)
 
@@ -71,7 +70,7 @@ class Build:
     async def _run_assess(self, display: ProgressDisplay) -> None:
         settings, attempts = self._recipe.assess, self._attempts
         prices = {
-            name: find_dearest_price(assessor.teacher)
+            name: find_teacher_price(assessor.teacher)
             for name, assessor in settings.assessors.items()
             if isinstance(assessor, TeacherAssessor)
         }
@@ -79,20 +78,22 @@ class Build:
             settings,
             self._queries,
             self._work,
-            lambda name: display.watch(f"assess: {name}", prices.get(name, Price())),
+            lambda name: display.watch(f"assess: {name}", prices.get(name, TeacherPrice())),
             *attempts,
         )
 
     async def _run_generate(self, display: ProgressDisplay) -> None:
-        on_progress = display.watch("generate", find_dearest_price(self._recipe.generate.teacher))
-        await run_generate(self._generate, self._queries, self._work, on_progress, *self._attempts)
+        on_progress = display.watch("generate", find_teacher_price(self._recipe.generate.teacher))
+        await run_generate(
+            self._chain.generate, self._queries, self._work, on_progress, *self._attempts
+        )
 
     async def _run_filter(self, display: ProgressDisplay) -> None:
-        chain, verify = build_chain(self._recipe, self._work), self._recipe.verify
-        await run_filter(self._queries, chain, self._rules, display.watch("filter"))
+        chain, verify = self._chain, self._recipe.verify
+        await run_filter(self._queries, chain, display.watch("filter"))
         if verify.verifier is not None:
-            on_progress = display.watch("verify", find_dearest_price(verify.verifier.teacher))
-            await run_verify(self._queries, chain, verify, on_progress, *self._attempts)
+            on_progress = display.watch("verify", find_teacher_price(verify.verifier.teacher))
+            await run_verify(self._queries, chain, verify.concurrency, on_progress, *self._attempts)
 
     @property
     def _attempts(self) -> tuple[int, bool]:

@@ -84,10 +84,10 @@ def _run(name: str, recipe: ConstructionRecipe, config: dict[str, Any]) -> None:
         build = Build(recipe, queries, work)
         with ProgressDisplay(console) as display:
             asyncio.run(build.run(_STEPS[name], display))
-        for note in work.list_notes():
-            console.print(note, highlight=False, soft_wrap=True)
         if name in _WRITES:
             build.write(config, console)
+        for note in work.list_notes():  # of the journals that all this has opened
+            console.print(note, highlight=False, soft_wrap=True)
 
 
 @contextmanager

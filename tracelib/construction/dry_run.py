@@ -11,10 +11,12 @@ from rich.table import Table
 from tracelib.construction.assess import TeacherAssessor
 from tracelib.construction.estimate import EstimateSettings, PhaseEstimate, estimate_phase
 from tracelib.construction.generate import GeneratePhase
-from tracelib.construction.prices import find_dearest_price
+from tracelib.construction.prices import find_teacher_price
 from tracelib.construction.queries import SourceQueries, SourceQuery
+from tracelib.construction.teachers.endpoint import EndpointTeacher
 from tracelib.construction.teachers.picture_parts import estimate_prompt_tokens
-from tracelib.construction.teachers.price import Price
+from tracelib.construction.teachers.price import Price, TeacherPrice, format_cost
+from tracelib.construction.teachers.routed import RoutedTeacher
 from tracelib.construction.teachers.teacher import Request, Teacher
 
 if TYPE_CHECKING:
@@ -124,15 +126,35 @@ class _Ruler:
         weight, *totals = self._totals[phase]
         prompt_tokens, reply_tokens = (total / max(weight, 1e-9) for total in totals)
         teacher, concurrency = self._asked[phase]
-        price = self._settings.price or find_dearest_price(teacher)
+        stated = self._settings.price
         return estimate_phase(
-            phase, num_requests, prompt_tokens, reply_tokens, concurrency, price, self._settings
+            phase,
+            num_requests,
+            prompt_tokens,
+            reply_tokens,
+            _find_concurrency(teacher, concurrency),
+            find_teacher_price(teacher) if stated is None else TeacherPrice(stated),
+            self._settings,
         )
 
     def _add(self, phase: str, request: Request, reply_tokens: int, weight: float) -> None:
         lengths = estimate_prompt_tokens(request.messages), min(reply_tokens, request.max_tokens)
         sums = zip(self._totals[phase], (1, *lengths), strict=True)
         self._totals[phase] = tuple(total + weight * length for total, length in sums)  # type: ignore[assignment]
+
+
+def _find_concurrency(teacher: Teacher, concurrency: int) -> int:
+    """Return how many requests of a phase are in flight at most, by phase and endpoint.
+
+    Of two teachers the one that takes fewer counts for all requests, so that the hours are not too
+    few whoever gets most of them.
+    """
+    if isinstance(teacher, RoutedTeacher):
+        both = (teacher.text, teacher.pictures)
+        return min(_find_concurrency(one, concurrency) for one in both)
+    if isinstance(teacher, EndpointTeacher):
+        return min(teacher.limits.concurrency, concurrency)
+    return concurrency
 
 
 def print_estimate(console: Console, estimate: BuildEstimate, settings: EstimateSettings) -> None:
@@ -146,7 +168,7 @@ def print_estimate(console: Console, estimate: BuildEstimate, settings: Estimate
             phase.phase,
             *(f"{n:,}" for n in (phase.num_requests, phase.prompt_tokens, phase.completion_tokens)),
             f"{phase.concurrency:,}",
-            f"{phase.cost:,.2f}",
+            format_cost(phase.cost, phase.is_cost_bound),
             f"{phase.hours:,.2f}",
         )
     table.add_section()
@@ -154,7 +176,8 @@ def print_estimate(console: Console, estimate: BuildEstimate, settings: Estimate
         sum(getattr(phase, name) for phase in estimate.phases)
         for name in ("num_requests", "prompt_tokens", "completion_tokens", "cost", "hours")
     ]
-    table.add_row("total", *(f"{n:,}" for n in sums[:3]), "", f"{sums[3]:,.2f}", f"{sums[4]:,.2f}")
+    cost = format_cost(sums[3], any(phase.is_cost_bound for phase in estimate.phases))
+    table.add_row("total", *(f"{n:,}" for n in sums[:3]), "", cost, f"{sums[4]:,.2f}")
     console.width = max(console.width, _TABLE_WIDTH)
     console.print(table)
     how = "counted" if estimate.is_hard_known else "estimate.hard_share"
@@ -162,8 +185,8 @@ def print_estimate(console: Console, estimate: BuildEstimate, settings: Estimate
         f"{estimate.num_hard:,} hard queries ({how}); about {estimate.num_kept:,} rationales kept "
         f"at pass shares {settings.filter_pass_share:g} and {settings.verify_pass_share:g}",
         f"{settings.tokens_per_second:g} tokens a second for a request, the first after "
-        f"{settings.first_token_seconds:g} s; {describe_price(settings.price)}; without retries, "
-        "and prompts measured by their letters and pictures",
+        f"{settings.first_token_seconds:g} s; {describe_price(settings.price)}; without retries "
+        "and limits per minute, and prompts measured by their letters and pictures",
     ):
         console.print(line, highlight=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from tracelib.construction.teachers.price import Price
+from tracelib.construction.teachers.price import Price, TeacherPrice
 
 _SHARES = ("hard_share", "filter_pass_share", "verify_pass_share")
 
@@ -14,7 +14,7 @@ class EstimateSettings:
     """What a dry run takes for granted.
 
     Args:
-        price: Price of the tokens in every phase; null takes that of the phase's teacher.
+        price: Price of the tokens in every phase; null takes the highest of the phase's teacher.
         tokens_per_second: Tokens a second that a teacher writes for one request while all of a
             phase's requests are in flight, above 0.
         first_token_seconds: Seconds from a request to the first token of its reply, 0 and above.
@@ -68,8 +68,9 @@ class PhaseEstimate:
         num_requests: Requests.
         prompt_tokens: Tokens of the requests.
         completion_tokens: Tokens of the replies.
-        concurrency: Requests in flight.
+        concurrency: Requests in flight, as many as phase and teacher both allow.
         cost: What the tokens cost, in the price's currency.
+        is_cost_bound: Whether they may cost less, as `TeacherPrice` has it.
         hours: How long it takes.
     """
 
@@ -79,6 +80,7 @@ class PhaseEstimate:
     completion_tokens: int
     concurrency: int
     cost: float
+    is_cost_bound: bool
     hours: float
 
 
@@ -88,7 +90,7 @@ def estimate_phase(
     prompt_tokens: float,
     reply_tokens: float,
     concurrency: int,
-    price: Price,
+    price: TeacherPrice,
     settings: EstimateSettings,
 ) -> PhaseEstimate:
     """Return what a phase asks for.
@@ -103,7 +105,8 @@ def estimate_phase(
         settings: The speed.
 
     >>> settings = EstimateSettings(tokens_per_second=50, first_token_seconds=1)
-    >>> found = estimate_phase("generate", 36_000, 500, 200, 10, Price(1.0, 4.0), settings)
+    >>> price = TeacherPrice(Price(1.0, 4.0))
+    >>> found = estimate_phase("generate", 36_000, 500, 200, 10, price, settings)
     >>> found.cost, found.hours
     (46.8, 5.0)
     """
@@ -114,6 +117,7 @@ def estimate_phase(
         num_requests,
         *totals,
         concurrency,
-        price.compute_cost(*totals),
+        price.price.compute_cost(*totals),
+        price.is_bound,
         num_requests * seconds / min(concurrency, max(num_requests, 1)) / 3600,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -19,8 +19,10 @@ from tracelib.construction.phase_outcome import Outcome
 from tracelib.construction.queries import SourceQueries, SourceQuery
 from tracelib.construction.rules.rationale_check import Facts, RuleLimits, check_rationale
 from tracelib.construction.rules.tags import has_tags, parse_rationale_text
-from tracelib.construction.sample_chain import TEXT_HASH, SampleChain, hash_text
 from tracelib.construction.templates import TemplateSet
+
+if TYPE_CHECKING:
+    from tracelib.construction.sample_chain import SampleChain
 
 COUNT_WORDS = "words"
 """The tokenizer that counts words."""
@@ -101,7 +103,6 @@ class RuleFilter:
             "violations": [asdict(violation) for violation in violations],
             "reasoning_tokens": reasoning_tokens,
             "answer_tokens": answer_tokens,
-            TEXT_HASH: hash_text(text),
         }
 
     def _gather_facts(self, query: SourceQuery, generated: JournalRow) -> Facts:
@@ -119,14 +120,13 @@ class RuleFilter:
 
 
 async def run_filter(
-    queries: SourceQueries, chain: SampleChain, rule_filter: RuleFilter, on_progress: OnProgress
+    queries: SourceQueries, chain: SampleChain, on_progress: OnProgress
 ) -> Progress:
     """Judge every sample that has no verdict of its present text and limits.
 
     Args:
         queries: The queries, in their order.
-        chain: Rows of the phases.
-        rule_filter: The judge.
+        chain: Rows of the phases, and the judge.
         on_progress: Told after each verdict.
 
     Returns:
@@ -137,24 +137,23 @@ async def run_filter(
     """
     schedule = Schedule(
         chain.work.open_phase("filter"),
-        lambda: list_filter_inputs(queries, chain, rule_filter),
+        lambda: list_filter_inputs(queries, chain),
         max_attempts=1,
     )
 
     def judge(work: Work) -> Outcome:
-        generated = chain.read_generated(work.query_id, work.sample)
+        query = queries.find(work.query_id)
+        generated = chain.read_generated(query, work.sample)
         assert generated is not None  # the input was made of it
-        result = rule_filter.judge(queries.find(work.query_id), generated)
+        result = chain.rules.judge(query, generated)
         return Outcome.dropped(result) if result["violations"] else Outcome.done(result)
 
     await run_locally(schedule, judge, on_progress)
     return schedule.progress
 
 
-def list_filter_inputs(
-    queries: Iterable[SourceQuery], chain: SampleChain, rule_filter: RuleFilter
-) -> Iterator[PhaseInput]:
+def list_filter_inputs(queries: Iterable[SourceQuery], chain: SampleChain) -> Iterator[PhaseInput]:
     """Yield the inputs of phase `filter`: a sample each."""
     for query, generated in chain.iterate_generated(queries):
-        input_hash = rule_filter.hash_input(query, generated)
+        input_hash = chain.rules.hash_input(query, generated)
         yield PhaseInput(query.query_id, generated.sample, input_hash)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracelib.construction.assess import AssessSettings, read_assessed
+from tracelib.construction.assess import AssessSettings, find_difficulty
 from tracelib.construction.journal.input_hash import compute_input_hash
 from tracelib.construction.journal.row_key import MAX_SAMPLE
 from tracelib.construction.journal.schedule import PhaseInput, Schedule, Work
@@ -93,16 +93,13 @@ class GeneratePhase:
                     f"{{{later[0]}}}, which is not written yet (generate.templates)"
                 )
         self._sampling = compute_input_hash(
-            [settings.teacher.name, settings.temperature, settings.seed], "generate"
+            [settings.teacher.key, settings.temperature, settings.seed], "generate"
         )
 
     def list_inputs(self, queries: SourceQueries, work: Journal) -> Iterator[PhaseInput]:
         """Yield the inputs: each sample of each query of a difficulty that is written for."""
         for query in queries:
-            assessed = read_assessed(self._assess, query, work)
-            if assessed is None:
-                continue
-            if assessed.result["difficulty"] not in self.settings.difficulties:
+            if find_difficulty(self._assess, query, work) not in self.settings.difficulties:
                 continue
             for sample in range(self.settings.num_samples):
                 yield PhaseInput(query.query_id, sample, self.hash_input(query, sample))

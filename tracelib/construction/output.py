@@ -9,9 +9,9 @@ The first have M-BEIR's query fields, with the text as the teacher got it, the f
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from tracelib.construction.selection import Drop, Selected, select_rows
 from tracelib.data.jsonl import DataError
 from tracelib.data.layout import Layout
 from tracelib.data.records import TASK_MODALITIES
+from tracelib.retrieval.whole_files import remove_partial_files, replace_whole
 
 if TYPE_CHECKING:
     from tracelib.construction.recipe import ConstructionRecipe
@@ -114,7 +115,9 @@ def write_output(recipe: ConstructionRecipe, queries: SourceQueries, work: Journ
 def write_selected(
     rows: Iterable[Selected | Drop], layout: Layout, split: str, datasets: Sequence[str]
 ) -> OutputCounts:
-    """Write rows and drops; each file is there in full or not at all.
+    """Write rows and drops, each file in full or not at all.
+
+    What killed runs left half written in the folder goes.
 
     Args:
         rows: Rows and drops.
@@ -128,8 +131,11 @@ def write_selected(
     """
     folder = check_folder(layout, split, datasets)
     counts = OutputCounts(Counter(), Counter(), Counter(), ())
-    with _Files(folder) as files:
-        dropped = files.open(folder / DROPPED_FILE, DROP_FEATURES)
+    remove_partial_files(folder)
+    writers: dict[Path, ParquetWriter] = {}
+    with ExitStack() as stack:
+        dropped_path = folder / DROPPED_FILE
+        dropped = stack.enter_context(_write_parquet(dropped_path, DROP_FEATURES))
         for row in rows:
             if isinstance(row, Drop):
                 fields = asdict(row)
@@ -138,14 +144,15 @@ def write_selected(
                 continue
             dataset = row.query.dataset
             path = layout.parquet_rationales(dataset, split)
-            files.open(path, ROW_FEATURES).write(_format_fields(row))
+            if path not in writers:
+                writers[path] = stack.enter_context(_write_parquet(path, ROW_FEATURES))
+            writers[path].write(_format_fields(row))
             (counts.num_reasoned if row.thought else counts.num_direct)[dataset] += 1
-        written = files.keep()
     for dataset in datasets:
         path = layout.parquet_rationales(dataset, split)
-        if path not in written:  # of an earlier build, which kept a row
+        if path not in writers:  # of an earlier build, which kept a row
             path.unlink(missing_ok=True)
-    return replace(counts, files=written)
+    return replace(counts, files=(dropped_path, *writers))
 
 
 def check_folder(layout: Layout, split: str, datasets: Sequence[str]) -> Path:
@@ -191,41 +198,14 @@ def _format_fields(row: Selected) -> dict[str, Any]:
     }
 
 
-class _Files:
-    """Parquet files under temporary names, which get their own all together or not at all.
-
-    Args:
-        folder: Folder of the files; made when missing.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writers: dict[Path, ParquetWriter] = {}
-
-    def open(self, path: Path, features: Features) -> ParquetWriter:
-        """Return the writer of a file, new at the first call."""
-        if path not in self._writers:
-            self._writers[path] = ParquetWriter(
-                path=str(_name_partial(path)), features=features, writer_batch_size=_BATCH_ROWS
-            )
-        return self._writers[path]
-
-    def keep(self) -> tuple[Path, ...]:
-        """Write the files' ends and give them their names, which are returned."""
-        for writer in self._writers.values():
-            writer.finalize()
-        for path in self._writers:
-            _name_partial(path).replace(path)
-        return tuple(self._writers)
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for path, writer in self._writers.items():
-            writer.close()
-            _name_partial(path).unlink(missing_ok=True)
-
-
-def _name_partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+@contextmanager
+def _write_parquet(path: Path, features: Features) -> Iterator[ParquetWriter]:
+    """Give the writer of a file, which is there once all is written and on disk, or not at all."""
+    with (
+        replace_whole(path) as partial,
+        ParquetWriter(
+            path=str(partial), features=features, writer_batch_size=_BATCH_ROWS
+        ) as writer,
+    ):
+        yield writer
+        writer.finalize()

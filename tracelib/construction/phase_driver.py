@@ -1,15 +1,15 @@
 """Drives a phase: work from its schedule to a teacher, and what comes of it into the journal.
 
-A reply goes to the journal as soon as it is read. A failure, of whatever kind, is held back until
-the next reply proves that teacher and settings are in order. If none comes, the work is given back
-with no attempt counted, and the run stops: nothing is lost, and no query is blamed for what hits
-them all, such as a dead server or a wrong folder of pictures.
+A reply goes to the journal as soon as it is read. A first failure, of whatever kind, is held back
+until the next reply proves that teacher and settings are in order. While none comes, the work is
+given back with no attempt counted, and the run stops: nothing is lost, and no query is blamed for
+what hits them all, such as a dead server or a wrong folder of pictures. What fails again counts at
+once, unless the teacher was not even reached: rows that never succeed must not hold up the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -18,7 +18,7 @@ from tracelib.construction.journal.schedule import Schedule, Work
 from tracelib.construction.phase_outcome import Counts as Counts
 from tracelib.construction.phase_outcome import Outcome as Outcome
 from tracelib.construction.phase_outcome import record_outcome
-from tracelib.construction.teachers.dispatch import TeacherDownError, run_requests
+from tracelib.construction.teachers.dispatch import run_requests
 from tracelib.construction.teachers.teacher import Reply, Request, Teacher, TeacherError
 
 MAX_CONSECUTIVE_FAILURES = 64
@@ -29,7 +29,11 @@ _YIELD_SECONDS = 0.05  # how long work without a teacher keeps signals waiting
 
 
 OnProgress = Callable[[Progress, Counts], None]
-"""Is told after each result how far the phase is."""
+"""Is told at the start and after each result how far the phase is."""
+
+
+class TeacherDownError(ValueError):
+    """A teacher that answers nothing any more."""
 
 
 async def run_phase(
@@ -51,7 +55,7 @@ async def run_phase(
         build_request: Makes the request of a work.
         read_reply: Reads a reply; a `ValueError` of it is a failed attempt, kept with the reply.
         concurrency: Requests in flight, 1 and above.
-        on_progress: Told after each result.
+        on_progress: Told at the start and after each result.
 
     Raises:
         TeacherDownError: The teacher answers nothing any more, does not let us in, or has taken the
@@ -59,14 +63,13 @@ async def run_phase(
         JournalError: A row cannot be written.
         ValueError: `concurrency` is out of its range.
     """
+    on_progress(schedule.progress, Counts())
     if not schedule.progress.num_due:
         return
     drive = _Drive(schedule, teacher, build_request, read_reply, on_progress)
     try:
         async with teacher:
-            await run_requests(
-                drive.iterate_requests(), teacher, drive.take_result, concurrency, sys.maxsize
-            )
+            await run_requests(drive.iterate_requests(), teacher, drive.take_result, concurrency)
         drive.raise_if_waiting()
     finally:
         drive.release_all()
@@ -77,6 +80,7 @@ async def run_locally(
 ) -> None:
     """Do all that a phase has still to do where no teacher is needed; raises as `judge` does."""
     counts, rested = Counts(), time.monotonic()
+    on_progress(schedule.progress, counts)
     while (work := schedule.take()) is not None:
         record_outcome(schedule, work, judge(work))
         on_progress(schedule.progress, counts)
@@ -103,17 +107,19 @@ class _Drive:
         self._in_flight: dict[str, Work] = {}
         self._suspects: list[tuple[Work, TeacherError]] = []
         self._changed = asyncio.Event()
+        self._is_all_taken = self._is_over = False
         self._num_first_pass = schedule.progress.num_due
         self._num_taken = self._num_waiting = 0
         self._waiting: TeacherError | None = None
 
     async def iterate_requests(self) -> AsyncIterator[Request]:
         """Yield requests while there is work, waiting for what is in flight where it may fail."""
-        while True:
+        while not self._is_over:  # others ask on for a moment after one has found that it is
             self._changed.clear()
             if self._waiting and self._num_taken >= self._num_first_pass:
                 return  # asking again would find no more replies
             work = self._schedule.take()
+            self._is_all_taken = work is None
             if work is not None:
                 self._num_taken += 1
                 request = self._build_request(work)
@@ -162,44 +168,71 @@ class _Drive:
     def _read(self, work: Work, reply: Reply) -> Outcome:
         try:
             return self._read_reply(work, reply)
-        except ValueError as error:
-            result = {"reply": reply.text, "model": reply.model}
+        except (ValueError, OverflowError, RecursionError) as error:  # the latter of hostile JSON
+            result = {
+                "reply": reply.text,
+                "model": reply.model,
+                "prompt_tokens": reply.prompt_tokens,
+                "completion_tokens": reply.completion_tokens,
+            }
             return Outcome.failed(f"unreadable reply: {error}", result=result)
 
     def _take_failure(self, work: Work, failure: TeacherError) -> None:
+        if self._is_over:
+            self._schedule.release(work)
+            return
         if failure.kind == "access":
-            self._suspects.append((work, failure))
+            self._is_over = True
+            self._schedule.release(work)  # before another reply could blame it
             raise TeacherDownError(
                 f"teacher {self._teacher.name!r} does not let us in: {failure}; what is done is "
                 "kept: mend it and run again"
             ) from failure
+        if work.attempt > 1 and failure.kind not in _UNREACHED:
+            self._record_failure(work, failure)
+            return
         self._suspects.append((work, failure))
-        if len(self._suspects) >= MAX_CONSECUTIVE_FAILURES:
-            self._raise_down()
+        if len(self._suspects) >= MAX_CONSECUTIVE_FAILURES and not self._is_all_taken:
+            self._raise_down(is_counted=False)
 
     def _settle_last_suspects(self) -> None:
-        """Decide about failures after which nothing is left to ask."""
+        """Decide about failures after which nothing is left to ask.
+
+        Requests that never succeed take longest, so they gather here: where others of the phase
+        were answered, an attempt of them is counted, and the next run is not stopped by them.
+        """
         was_never_reached = not self._counts.num_replies and all(
             failure.kind in _UNREACHED and work.attempt == 1 for work, failure in self._suspects
         )
         if was_never_reached or len(self._suspects) >= _MIN_CONSECUTIVE_FAILURES:
-            self._raise_down()
+            progress = self._schedule.progress
+            self._raise_down(is_counted=progress.num_done + progress.num_dropped > 0)
         self._blame_suspects()
 
     def _blame_suspects(self) -> None:
-        for work, failure in self._suspects:
-            self._record_failure(work, failure)
-        self._suspects.clear()
+        while self._suspects:
+            self._record_failure(*self._suspects[0])
+            del self._suspects[0]
 
     def _record_failure(self, work: Work, failure: TeacherError) -> None:
         self._schedule.record_failed(
             work, f"{failure.kind}: {failure}", is_final=not failure.retryable
         )
 
-    def _raise_down(self) -> None:
-        failure = self._suspects[-1][1]
+    def _raise_down(self, is_counted: bool) -> None:
+        """Give the suspects back, those that reached the teacher with an attempt if it counts."""
+        self._is_over = True
+        num_suspects, failure = len(self._suspects), self._suspects[-1][1]
+        num_counted = 0
+        while self._suspects:
+            work, suspected = self._suspects.pop()
+            if is_counted and suspected.kind not in _UNREACHED:
+                self._schedule.record_failed(work, f"{suspected.kind}: {suspected}")
+                num_counted += 1
+            else:
+                self._schedule.release(work)
         raise TeacherDownError(
-            f"teacher {self._teacher.name!r}: {len(self._suspects)} requests failed one after "
-            f"another, the last one by {failure.kind}: {failure}; what is done is kept and no "
-            "attempt is counted: mend the teacher and run again"
+            f"teacher {self._teacher.name!r}: {num_suspects} requests failed one after another, "
+            f"the last one by {failure.kind}: {failure}; what is done is kept and "
+            f"{num_counted or 'no'} attempts are counted: mend the teacher and run again"
         ) from failure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tracelib.construction.assess import TeacherAssessor
 from tracelib.construction.teachers.endpoint import EndpointTeacher
-from tracelib.construction.teachers.price import Price
+from tracelib.construction.teachers.price import Price, TeacherPrice
 from tracelib.construction.teachers.routed import RoutedTeacher
 from tracelib.construction.teachers.teacher import Teacher
 
@@ -35,7 +35,17 @@ def find_recipe_prices(recipe: ConstructionRecipe) -> dict[str, Price]:
     return {name: price for t in teachers for name, price in find_prices(t).items()}
 
 
-def find_dearest_price(teacher: Teacher) -> Price:
-    """Return the highest price of a teacher's models, of nothing where none has one."""
-    prices = find_prices(teacher).values()
-    return max(prices, key=lambda price: price.compute_cost(1, 1), default=Price())
+def find_teacher_price(teacher: Teacher) -> TeacherPrice:
+    """Return the price of a teacher's tokens, of nothing where none of its models has one."""
+    prices = _list_prices(teacher)
+    highest = Price(
+        max(price.per_million_prompt_tokens for price in prices),
+        max(price.per_million_completion_tokens for price in prices),
+    )
+    return TeacherPrice(highest, is_bound=len(prices) > 1)
+
+
+def _list_prices(teacher: Teacher) -> set[Price]:
+    if isinstance(teacher, RoutedTeacher):
+        return _list_prices(teacher.text) | _list_prices(teacher.pictures)
+    return {teacher.price if isinstance(teacher, EndpointTeacher) else Price()}

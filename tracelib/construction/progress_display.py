@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from tracelib.construction.journal.progress import Progress
 from tracelib.construction.phase_driver import OnProgress
 from tracelib.construction.phase_outcome import Counts
-from tracelib.construction.teachers.price import Price
+from tracelib.construction.teachers.price import TeacherPrice, format_cost
 
 _REFRESH_SECONDS = 0.2
 _LINE_SECONDS = 60.0
@@ -47,7 +47,7 @@ class ProgressDisplay:
     ) -> None:
         self._bars.stop()
 
-    def watch(self, phase: str, price: Price = Price()) -> OnProgress:
+    def watch(self, phase: str, price: TeacherPrice = TeacherPrice()) -> OnProgress:
         """Show a phase; return what is to be told of its progress.
 
         Args:
@@ -55,15 +55,15 @@ class ProgressDisplay:
             price: Price of the tokens that it takes.
         """
         bar = self._bars.add_task(phase, total=None, rest="counting")
-        shown_at = lined_at = 0.0
-        num_before: int | None = None
+        shown_at, lined_at = 0.0, time.monotonic()
+        num_before: int | None = None  # rows of earlier runs
 
         def show(progress: Progress, counts: Counts) -> None:
             nonlocal shown_at, lined_at, num_before
             now = time.monotonic()
             num_through = progress.num_rows - progress.num_due
             if num_before is None:
-                num_before, lined_at = num_through - 1, now
+                num_before = num_through
             if now - shown_at < _REFRESH_SECONDS and progress.num_due:
                 return
             shown_at = now
@@ -73,14 +73,14 @@ class ProgressDisplay:
             is_due = now - lined_at >= _LINE_SECONDS or not progress.num_due
             if is_due and not self._console.is_terminal:
                 lined_at = now
-                line = f"{phase}: {num_through:,} of {progress.num_rows:,}, {rest}"
+                line = f"{phase}: {num_through:,} of {progress.num_rows:,}" + (rest and f", {rest}")
                 self._console.print(line, highlight=False, soft_wrap=True)
 
         return show
 
 
 def describe_progress(
-    progress: Progress, counts: Counts, num_new: int, seconds: float, price: Price
+    progress: Progress, counts: Counts, num_new: int, seconds: float, price: TeacherPrice
 ) -> str:
     """Return speed, tokens, cost and the time that is left, as far as there are any.
 
@@ -91,21 +91,22 @@ def describe_progress(
         seconds: How long it has run, above 0.
         price: Price of the tokens.
 
-    >>> progress = Progress(900, 0, 0, 90, 10, 0, 64)
+    >>> from tracelib.construction.teachers.price import Price
+    >>> progress = Progress(900, 0, 0, 90, 10, 0)
     >>> counts = Counts(100, 2, 40_000, 12_000)
-    >>> describe_progress(progress, counts, 100, 10.0, Price(1.0, 5.0))
+    >>> describe_progress(progress, counts, 100, 10.0, TeacherPrice(Price(1.0, 5.0)))
     '10.0 rows/s, 10 dropped, 52,000 tokens, cost 0.10, 2 requests failed, 0:01:30 left'
     """
     rate = num_new / seconds
-    parts = [f"{rate:,.1f} rows/s"]
+    parts = [f"{rate:,.1f} rows/s"] if num_new else []
     if progress.num_dropped:
         parts.append(f"{progress.num_dropped:,} dropped")
     if progress.num_quarantined:
         parts.append(f"{progress.num_quarantined:,} quarantined")
     if num_tokens := counts.prompt_tokens + counts.completion_tokens:
         parts.append(f"{num_tokens:,} tokens")
-    if cost := price.compute_cost(counts.prompt_tokens, counts.completion_tokens):
-        parts.append(f"cost {cost:,.2f}")
+    if cost := price.price.compute_cost(counts.prompt_tokens, counts.completion_tokens):
+        parts.append(f"cost {format_cost(cost, price.is_bound)}")
     if counts.num_failures:
         parts.append(f"{counts.num_failures:,} requests failed")
     if progress.num_due and rate > 0:

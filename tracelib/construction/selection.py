@@ -9,7 +9,7 @@ from typing import Literal
 from tracelib.construction.journal.journal_row import JournalRow, Phase
 from tracelib.construction.queries import SourceQuery
 from tracelib.construction.rules.duplicates import SeenPairs
-from tracelib.construction.rules.tags import parse_rationale_text
+from tracelib.construction.rules.tags import has_tags, parse_rationale_text
 from tracelib.construction.sample_chain import SampleChain
 
 DropPhase = Phase | Literal["select"]
@@ -87,7 +87,8 @@ def select_rows(
 
     A query that is asked for rationales has the sample of the highest confidence, of equals the
     first, that no earlier row is a near-duplicate of. Without any, it has no row if it needs
-    thought: it must not be learned as one that does not. Memory is 64 bits a row.
+    thought: it must not be learned as one that does not. Memory is some 100
+    bytes a rationale.
 
     Args:
         queries: The queries, in the order that decides among near-duplicates.
@@ -97,7 +98,7 @@ def select_rows(
     """
     seen = SeenPairs()
     for query in queries:
-        assessed = chain.read_assessed(query.query_id)
+        assessed = chain.read_assessed(query)
         if assessed is None or assessed.status != "done":
             yield _drop_undone(query, None, "assess", assessed)
             continue
@@ -132,17 +133,17 @@ def _judge_sample(
     min_confidence: float,
 ) -> Thought | list[Drop]:
     """Return a sample that passed all, or why it did not."""
-    generated = chain.read_generated(query.query_id, sample)
+    generated = chain.read_generated(query, sample)
     if generated is None or generated.status != "done":
         return [_drop_undone(query, sample, "generate", generated)]
     text = generated.result["text"]
-    filtered = chain.read_verdict("filter", generated)
+    filtered = chain.read_filtered(query, generated)
     if filtered is None or filtered.status != "done":
         return _drop_filtered(query, sample, filtered, text)
     reasoning, answer = parse_rationale_text(text)
     confidence = None
     if has_verifier:
-        verified = chain.read_verdict("verify", generated)
+        verified = chain.read_verified(query, generated)
         if verified is None or verified.status != "done":
             return [_drop_verified(query, sample, verified, min_confidence, reasoning, answer)]
         confidence = float(verified.result["confidence"])
@@ -171,7 +172,7 @@ def _drop_undone(
     query: SourceQuery, sample: int | None, phase: DropPhase, row: JournalRow | None
 ) -> Drop:
     """Return the drop of what has no result: not yet, or for good."""
-    rule, detail = "pending", "there is no row of it yet"
+    rule, detail = "pending", "there is no row of its present input yet"
     if row is not None:
         rule, detail = row.status, row.error or f"{row.result}"
     return Drop(query.query_id, query.dataset, sample, phase, rule, detail)
@@ -185,8 +186,9 @@ def _drop_filtered(
     details: dict[str, list[str]] = {}
     for violation in row.result["violations"]:
         details.setdefault(violation["rule"], []).append(violation["detail"])
+    parts = parse_rationale_text(text) if has_tags(text) else (text, None)
     return [
-        Drop(query.query_id, query.dataset, sample, "filter", rule, "; ".join(found), text)
+        Drop(query.query_id, query.dataset, sample, "filter", rule, "; ".join(found), *parts)
         for rule, found in details.items()
     ]
 

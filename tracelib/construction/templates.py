@@ -192,18 +192,6 @@ class TemplateSet:
             raise ValueError(f"{self.folder}: {names} fit {place} equally well; narrow one")
         return fitting[0]
 
-    def find(self, name: str) -> PromptTemplate:
-        """Return the template with a name.
-
-        Raises:
-            ValueError: There is none.
-        """
-        for template in self.templates:
-            if template.name == name:
-                return template
-        names = [template.name for template in self.templates]
-        raise ValueError(f"{self.folder}: no template {name!r}; there are {names}")
-
 
 def load_templates(folder: Path) -> TemplateSet:
     """Read the templates of a folder, its files `*.yaml`.

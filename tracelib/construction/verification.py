@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracelib.construction.journal.input_hash import compute_input_hash
 from tracelib.construction.journal.journal_row import JournalRow
@@ -19,9 +19,11 @@ from tracelib.construction.phase_driver import OnProgress, run_phase
 from tracelib.construction.phase_outcome import Outcome
 from tracelib.construction.queries import SourceQueries, SourceQuery
 from tracelib.construction.rules.tags import parse_rationale_text
-from tracelib.construction.sample_chain import TEXT_HASH, SampleChain, hash_text
 from tracelib.construction.teachers.teacher import Reply, Request
 from tracelib.construction.verifiers.verifier import Verifier
+
+if TYPE_CHECKING:
+    from tracelib.construction.sample_chain import SampleChain
 
 REQUEST_HASH = "request_hash"
 """Field of a result: what the reply depends on."""
@@ -76,7 +78,7 @@ class Verification:
     def hash_request(self, request: Request) -> str:
         """Return what the reply to a question depends on."""
         sampling = [request.max_tokens, request.temperature, request.seed, request.schema]
-        return compute_input_hash([self.verifier.teacher.name, sampling], request.messages)
+        return compute_input_hash([self.verifier.teacher.key, sampling], request.messages)
 
     def hash_input(self, query: SourceQuery, generated: JournalRow) -> str:
         """Return the input hash of a sample's verdict: question, reading, and the text judged."""
@@ -91,8 +93,7 @@ class Verification:
         Raises:
             ValueError: The reply cannot be read.
         """
-        text = generated.result["text"]
-        _, answer = parse_rationale_text(text)
+        _, answer = parse_rationale_text(generated.result["text"])
         verdict = self.verifier.read_reply(reply, query, answer)
         result = {
             "consistent": verdict.is_consistent,
@@ -105,7 +106,6 @@ class Verification:
             "latency_seconds": reply.latency_seconds,
             "finish_reason": reply.finish_reason,
             REQUEST_HASH: self.hash_request(self.build_request(query, generated)),
-            TEXT_HASH: hash_text(text),
         }
         is_kept = verdict.is_consistent and verdict.confidence >= self._min_confidence
         return Outcome.done(result) if is_kept else Outcome.dropped(result)
@@ -114,7 +114,7 @@ class Verification:
 async def run_verify(
     queries: SourceQueries,
     chain: SampleChain,
-    settings: VerifySettings,
+    concurrency: int,
     on_progress: OnProgress,
     max_attempts: int = 3,
     retry_quarantined: bool = False,
@@ -123,8 +123,8 @@ async def run_verify(
 
     Args:
         queries: The queries, in their order.
-        chain: Rows of the phases.
-        settings: Verifier, threshold and requests in flight.
+        chain: Rows of the phases, and who judges.
+        concurrency: Requests in flight.
         on_progress: Told after each result.
         max_attempts: Attempts at a sample before it is quarantined.
         retry_quarantined: Whether samples that an earlier run quarantined are asked about again.
@@ -136,9 +136,9 @@ async def run_verify(
         TeacherDownError: The verifier's model answers nothing any more.
         JournalError: A row cannot be written.
     """
-    if settings.verifier is None:
+    verification = chain.verification
+    if verification is None:
         return None
-    verification = Verification(settings.verifier, settings.min_confidence)
     reread_replies(queries, chain, verification)
     schedule = Schedule(
         chain.work.open_phase("verify"),
@@ -148,16 +148,17 @@ async def run_verify(
     )
 
     def find_sample(work: Work) -> tuple[SourceQuery, JournalRow]:
-        generated = chain.read_generated(work.query_id, work.sample)
+        query = queries.find(work.query_id)
+        generated = chain.read_generated(query, work.sample)
         assert generated is not None  # the input was made of it
-        return queries.find(work.query_id), generated
+        return query, generated
 
     await run_phase(
         schedule,
-        settings.verifier.teacher,
+        verification.verifier.teacher,
         lambda work: verification.build_request(*find_sample(work)),
         lambda work, reply: verification.read(*find_sample(work), reply),
-        settings.concurrency,
+        concurrency,
         on_progress,
     )
     return schedule.progress

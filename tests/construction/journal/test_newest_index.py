@@ -26,13 +26,12 @@ def test_an_index_is_what_a_dict_is(filled):
     assert all(index.get(key) == expected.get(key) for key in others)
 
 
-def test_offsets_and_keys_are_in_order(filled):
+def test_offsets_are_in_order(filled):
     index, expected = filled
     assert index.sort_offsets().tolist() == sorted(entry.offset for entry in expected.values())
-    assert index.find_keys(2) == sorted(key for key, entry in expected.items() if entry.status == 2)
 
 
 def test_an_empty_index_has_nothing():
     index = NewestIndex()
     assert index.get(3) is None
-    assert index.sort_offsets().tolist() == index.find_keys(0) == []
+    assert index.sort_offsets().tolist() == []

@@ -44,6 +44,9 @@ def test_the_newest_row_counts_and_the_older_stay(tmp_path, path):
             assert list(phase.read_newest()) == NEWEST
             assert phase.read_row("9:1", 0) == ROWS[2]
             assert phase.read_row("9:1", 1) is None
+            assert phase.read_present("9:1", 0, HASH) == ROWS[2]
+            assert phase.read_present("9:1", 0, HASH[::-1]) is None
+            assert phase.read_present("9:1", 1, HASH) is None
             assert list(phase.read_history()) == ROWS
             phase = journal.open_phase("generate")
     assert path.read_bytes() == b"".join(LINES)
@@ -58,7 +61,6 @@ def test_newest_rows_can_be_asked_for_by_status(tmp_path):
         phase.append([*ROWS, failed])
         assert list(phase.read_newest("failed")) == [failed]
         assert list(phase.read_newest("done")) == [ROWS[2], ROWS[3], ROWS[5]]
-        assert phase.find_keys("failed") == [failed.key]
 
 
 def test_a_file_cut_at_any_byte_loses_the_torn_line_only(tmp_path, path, monkeypatch):

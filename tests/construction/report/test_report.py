@@ -123,7 +123,12 @@ def test_the_tables_say_what_came_of_it(built):
     console = Console(file=io.StringIO(), width=140)
     print_summary(console, built[3])
     text = console.file.getvalue()
-    for words in ("rows by data set", "samples by phase", "drops by rule", "what was asked"):
+    for words in (
+        "rows by data set",
+        "samples by phase",
+        "drops by rule",
+        "what was asked (whole replies)",
+    ):
         assert words in text
     for words in ("repeated_ngrams", "rule, judge", "0.800", "16 quarantined in generate"):
         assert words in text

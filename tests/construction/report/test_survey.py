@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from tests.construction.report.written_work import (
@@ -7,17 +9,20 @@ from tests.construction.report.written_work import (
     make_recipe,
     make_row,
     make_text,
+    write_assessed,
     write_filtered,
     write_generated,
     write_sample,
     write_verified,
     write_work,
 )
+from tracelib.construction.assess import AssessSettings, RuleAssessor
 from tracelib.construction.generate import GenerateSettings
 from tracelib.construction.journal.work_folder import Journal
 from tracelib.construction.queries import QuerySettings, SourceQueries
 from tracelib.construction.report.sample_gathering import gather_samples
 from tracelib.construction.report.survey import Survey
+from tracelib.construction.rules.rationale_check import RuleLimits
 from tracelib.construction.teachers.endpoint import EndpointTeacher
 from tracelib.construction.teachers.price import Price
 from tracelib.construction.verification import IS_REREAD, VerifySettings
@@ -48,12 +53,6 @@ def hard(queries):
 def fresh(tmp_path):
     with Journal(tmp_path / "work") as work:
         yield work
-
-
-def assess(work, query, difficulty=1):
-    result = {"difficulty": difficulty, "reason": "", "by": "rule"}
-    row = make_row(query.query_id, "assess", 0, "done", result)
-    work.open_phase("assess").append([row])
 
 
 def count(queries, work, **changes):
@@ -109,12 +108,12 @@ def test_assessors_are_compared(survey):
 
 def test_every_reply_is_paid_once_and_forever(queries, fresh, hard):
     query, teacher = hard[0], EndpointTeacher("http://none/v1", MODEL, price=Price(1e6, 2e6))
-    assess(fresh, query)
+    write_assessed(fresh, query, "rule", 1)
     for _ in range(3):  # written anew twice: all three were paid
         write_generated(fresh, query, 0, make_text(query, 0))
     result = {"model": JUDGE, "prompt_tokens": 50, "completion_tokens": 10, IS_REREAD: True}
-    result |= {"consistent": True, "confidence": 0.9, "reason": "", "text_hash": ""}
-    write_verified(fresh, query, 0, make_text(query, 0), True, 0.9)
+    result |= {"consistent": True, "confidence": 0.9, "reason": ""}
+    write_verified(fresh, query, 0, True, 0.9)
     row = make_row(query.query_id, "verify", 0, "done", result)
     fresh.open_phase("verify").append([row])
     failed = {"model": MODEL, "prompt_tokens": 7, "completion_tokens": 3}
@@ -132,21 +131,21 @@ def test_every_reply_is_paid_once_and_forever(queries, fresh, hard):
 
 def test_verdicts_of_an_older_text_are_none(queries, fresh, hard):
     query = hard[0]
-    assess(fresh, query)
+    write_assessed(fresh, query, "rule", 1)
     write_sample(fresh, query, 0, 0)
     assert count(queries, fresh).summary.datasets["scenes"].num_kept == 1
     write_generated(fresh, query, 0, make_text(query, 5))
     counts = count(queries, fresh).summary.datasets["scenes"]
     assert counts.num_kept == 0
-    assert counts.states["filter"] == {"missing": 1}
+    assert counts.states["filter"] == {"stale": 1}
     assert counts.states["verify"] == {}
     assert ("filter", "pending") in counts.rules
 
 
 def test_samples_of_a_query_that_is_easy_now_are_history(queries, fresh, hard):
-    assess(fresh, hard[0])
+    write_assessed(fresh, hard[0], "rule", 1)
     write_sample(fresh, hard[0], 0, 1)
-    assess(fresh, hard[0], difficulty=0)
+    write_assessed(fresh, hard[0], "rule", 0)
     survey = count(queries, fresh)
     counts = survey.summary.datasets["scenes"]
     assert counts.states["generate"] == {}
@@ -156,13 +155,31 @@ def test_samples_of_a_query_that_is_easy_now_are_history(queries, fresh, hard):
 
 
 def test_without_a_verifier_its_phase_is_none(queries, fresh, hard):
-    assess(fresh, hard[0])
+    write_assessed(fresh, hard[0], "rule", 1)
     write_generated(fresh, hard[0], 0, make_text(hard[0], 0))
-    write_filtered(fresh, hard[0], 0, make_text(hard[0], 0))
+    write_filtered(fresh, hard[0], 0)
     summary = count(queries, fresh, verify=VerifySettings()).summary
     assert summary.datasets["scenes"].num_kept == 1
     assert summary.count_states("verify") == {}
     assert summary.confidence[1].num_values == 0
+
+
+def test_rows_of_another_recipe_are_stale_and_not_put_out(queries, work):
+    recipe = make_recipe(queries.root, work.folder)
+    hotter = replace(recipe.generate, temperature=0.8)
+    surer = replace(recipe.verify, min_confidence=0.75)
+    other = AssessSettings({name: RuleAssessor(("scenes",)) for name in ("rule", "judge")}, "rule")
+    changes = {
+        "assess": ({"assess": other}, {"stale": 320}, 0),
+        "generate": ({"generate": hotter}, {"stale": 144, "missing": 16}, 0),
+        "filter": ({"rules": RuleLimits(max_answer_tokens=63)}, {"stale": 112}, 0),
+        "verify": ({"verify": surer}, {"stale": 80}, 0),
+    }
+    for phase, (change, states, num_kept) in changes.items():
+        counts = count(queries, work, **change).summary.datasets["scenes"]
+        assert {k: v for k, v in counts.states[phase].items() if v} == states
+        assert counts.num_kept == num_kept
+        assert counts.rules[phase, "pending"] == sum(states.values()) / (1 + (phase == "assess"))
 
 
 def test_an_empty_work_folder_is_all_missing(queries, fresh):

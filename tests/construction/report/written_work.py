@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.construction.rule_teacher import RuleTeacher
-from tracelib.construction.assess import AssessSettings, RuleAssessor
+from tracelib.construction.assess import AssessSettings, RuleAssessor, number_assessor
 from tracelib.construction.generate import GenerateSettings
 from tracelib.construction.journal.journal_row import JournalRow, Phase, Status
 from tracelib.construction.journal.work_folder import Journal
 from tracelib.construction.queries import QuerySettings, SourceQueries, SourceQuery
 from tracelib.construction.recipe import ConstructionRecipe
-from tracelib.construction.sample_chain import hash_text
+from tracelib.construction.sample_chain import SampleChain, build_chain
 from tracelib.construction.verification import VerifySettings
 from tracelib.construction.verifiers.judge import JudgeVerifier
 
@@ -31,8 +32,29 @@ def make_row(
     result: dict[str, Any],
     error: str | None = None,
     attempt: int = 1,
+    input_hash: str = HASH,
 ) -> JournalRow:
-    return JournalRow(query_id, phase, sample, status, HASH, attempt, result, error)
+    return JournalRow(query_id, phase, sample, status, input_hash, attempt, result, error)
+
+
+@cache
+def chain_of(work: Journal) -> SampleChain:
+    return build_chain(make_recipe(Path(), work.folder), work)
+
+
+def read_generated(work: Journal, query: SourceQuery, sample: int) -> JournalRow:
+    generated = chain_of(work).read_generated(query, sample)
+    assert generated is not None
+    return generated
+
+
+def write_assessed(work: Journal, query: SourceQuery, name: str, difficulty: int) -> None:
+    result = {"difficulty": difficulty, "reason": "It has edits.", "by": name}
+    input_hash = chain_of(work).assess.hash_input(name, query)
+    row = make_row(
+        query.query_id, "assess", number_assessor(name), "done", result, input_hash=input_hash
+    )
+    work.open_phase("assess").append([row])
 
 
 def make_text(query: SourceQuery, sample: int) -> str:
@@ -52,25 +74,27 @@ def write_generated(work: Journal, query: SourceQuery, sample: int, text: str) -
         "latency_seconds": 0.5,
         "finish_reason": "stop",
     }
-    row = make_row(query.query_id, "generate", sample, "done", result)
+    input_hash = chain_of(work).generate.hash_input(query, sample)
+    row = make_row(query.query_id, "generate", sample, "done", result, input_hash=input_hash)
     work.open_phase("generate").append([row])
 
 
 def write_filtered(
-    work: Journal, query: SourceQuery, sample: int, text: str, rules: tuple[str, ...] = ()
+    work: Journal, query: SourceQuery, sample: int, rules: tuple[str, ...] = ()
 ) -> None:
     result = {
         "violations": [{"rule": rule, "detail": DETAIL} for rule in rules],
         "reasoning_tokens": None if "missing_tag" in rules else 40 + sample,
         "answer_tokens": None if "missing_tag" in rules else 3,
-        "text_hash": hash_text(text),
     }
     status: Status = "dropped" if rules else "done"
-    work.open_phase("filter").append([make_row(query.query_id, "filter", sample, status, result)])
+    input_hash = chain_of(work).rules.hash_input(query, read_generated(work, query, sample))
+    row = make_row(query.query_id, "filter", sample, status, result, input_hash=input_hash)
+    work.open_phase("filter").append([row])
 
 
 def write_verified(
-    work: Journal, query: SourceQuery, sample: int, text: str, consistent: bool, confidence: float
+    work: Journal, query: SourceQuery, sample: int, consistent: bool, confidence: float
 ) -> None:
     result = {
         "consistent": consistent,
@@ -80,10 +104,13 @@ def write_verified(
         "prompt_tokens": 50,
         "completion_tokens": 10,
         "latency_seconds": 0.25,
-        "text_hash": hash_text(text),
     }
     status: Status = "done" if consistent and confidence >= 0.7 else "dropped"
-    work.open_phase("verify").append([make_row(query.query_id, "verify", sample, status, result)])
+    verification = chain_of(work).verification
+    assert verification is not None
+    input_hash = verification.hash_input(query, read_generated(work, query, sample))
+    row = make_row(query.query_id, "verify", sample, status, result, input_hash=input_hash)
+    work.open_phase("verify").append([row])
 
 
 def write_work(folder: Path, queries: SourceQueries) -> Journal:
@@ -98,10 +125,8 @@ def write_work(folder: Path, queries: SourceQueries) -> Journal:
     for query in queries:
         hard = int(query.task_id in (1, 6, 7, 8))
         judged = hard if query.query_id[-1] != "5" else 1 - hard
-        assess = work.open_phase("assess")
-        for sample, (name, value) in enumerate((("rule", hard), ("judge", judged))):
-            result = {"difficulty": value, "reason": "It has edits.", "by": name}
-            assess.append([make_row(query.query_id, "assess", sample, "done", result)])
+        for name, difficulty in (("rule", hard), ("judge", judged)):
+            write_assessed(work, query, name, difficulty)
         if hard:
             for sample in (0, 1):
                 write_sample(work, query, sample, turn % 10)
@@ -121,26 +146,28 @@ def write_sample(work: Journal, query: SourceQuery, sample: int, fate: int) -> N
     if fate in (5, 6):
         error = ERROR if fate == 5 else f"{EVIL} {query.query_id}"
         status: Status = "quarantined" if fate == 5 else "failed"
-        row = make_row(query.query_id, "generate", sample, status, {}, error, attempt=3)
+        input_hash = chain_of(work).generate.hash_input(query, sample)
+        row = make_row(query.query_id, "generate", sample, status, {}, error, 3, input_hash)
         work.open_phase("generate").append([row])
         return
     if fate == 7:
         return
     write_generated(work, query, sample, text)
     rules = {1: ("answer_tokens", "repeated_ngrams"), 2: ("missing_tag",)}.get(fate, ())
-    write_filtered(work, query, sample, text, rules)
+    write_filtered(work, query, sample, rules)
     if not rules:
         consistent, confidence = {3: (False, 0.9), 4: (True, 0.6)}.get(fate, (True, 0.75))
-        write_verified(work, query, sample, text, consistent, confidence)
+        write_verified(work, query, sample, consistent, confidence)
 
 
 def make_recipe(root: Path, work: Path, **changes: Any) -> ConstructionRecipe:
     """Return the recipe of such a work folder; whom it names is never asked."""
     folders = {}
-    for name, user in (("write", "{query}"), ("judge", "{query} {answer}")):
+    prompts = {"write": "user: '{query}'\n", "judge": "user: '{target} {answer}'\nsource: oracle\n"}
+    for name, prompt in prompts.items():
         folders[name] = work.parent / name
         folders[name].mkdir(exist_ok=True)
-        (folders[name] / "edit.yaml").write_text(f"user: '{user}'\n")
+        (folders[name] / "edit.yaml").write_text(prompt)
     rule = RuleAssessor(hard_query_pattern=":")
     settings: dict[str, Any] = {
         "data": QuerySettings(root),

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from tracelib.construction.teachers.dispatch import TeacherDownError, run_requests
+from tracelib.construction.teachers.dispatch import run_requests
 from tracelib.construction.teachers.teacher import Reply, Request, TeacherError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -63,13 +63,13 @@ async def stream(source):
         yield request
 
 
-def run(teacher, source, concurrency=4, **options):
+def run(teacher, source, concurrency=4):
     results = []
 
     def keep(request, outcome):
         results.append((request.key, outcome))
 
-    asyncio.run(run_requests(source, teacher, keep, concurrency, **options))
+    asyncio.run(run_requests(source, teacher, keep, concurrency))
     return results
 
 
@@ -117,29 +117,6 @@ def test_failures_are_results_and_stop_nothing():
         kind = getattr(outcome, "kind", None)
         assert kind == ("truncated", "unexpected", None)[int(key) % 3]
     assert str(results["1"]) == "ZeroDivisionError: a bug"
-
-
-def test_dead_teacher_stops_after_so_many_failures():
-    source = Source(10_000)
-    results = []
-    teacher = CountingTeacher(lambda number: TeacherError(True, "connection", "no route"))
-
-    def keep(request, outcome):
-        results.append(outcome)
-
-    with pytest.raises(TeacherDownError, match=r"'counting': 20 requests .* connection: no route"):
-        asyncio.run(run_requests(source, teacher, keep, 4, max_consecutive_failures=20))
-    assert 20 <= len(results) < 24
-    assert source.num_taken < 28
-
-
-def test_one_reply_between_failures_keeps_the_run_alive():
-    def answer(number):
-        return TeacherError(True, "server", "status 500") if number % 20 else None
-
-    assert len(run(CountingTeacher(answer), Source(400), 1, max_consecutive_failures=20)) == 400
-    with pytest.raises(TeacherDownError):
-        run(CountingTeacher(answer), Source(400), 1, max_consecutive_failures=19)
 
 
 def test_cancelled_run_cancels_what_is_in_flight_and_reports_nothing_of_it():
@@ -213,7 +190,6 @@ def test_memory_stays_flat_over_failures_too():
     assert measure(2000) < 1.5 * measure(200) + 20_000
 
 
-@pytest.mark.parametrize("bad", [{"concurrency": 0}, {"max_consecutive_failures": 0}])
-def test_impossible_number_is_named(bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))} is 0"):
-        run(CountingTeacher(), Source(1), **bad)
+def test_impossible_number_is_named():
+    with pytest.raises(ValueError, match="concurrency is 0"):
+        run(CountingTeacher(), Source(1), 0)

@@ -14,9 +14,8 @@ from PIL import Image
 from tests.construction.teachers.fault_proxy import FAULTS, FaultProxy
 from tests.construction.teachers.stub_endpoint import Answer, StubEndpoint, complete, echo
 from tracelib.construction.teachers.budget import RateLimits
-from tracelib.construction.teachers.dispatch import TeacherDownError, run_requests
+from tracelib.construction.teachers.dispatch import run_requests
 from tracelib.construction.teachers.endpoint import EndpointTeacher
-from tracelib.construction.teachers.price import Price
 from tracelib.construction.teachers.retry import RetryPolicy
 from tracelib.construction.teachers.teacher import Reply, Request, TeacherError
 
@@ -127,6 +126,11 @@ def test_key_comes_from_the_environment_and_is_never_repeated(monkeypatch):
     assert (error.kind, error.retryable) == ("access", False)
     assert "secret" not in str(error)
     assert "api_key_variable" in str(error)
+
+
+def test_without_a_key_the_server_is_quoted_as_it_is():
+    _, error = ask(StubEndpoint(lambda request: refuse("none of the models")), make_request())
+    assert "none of the models" in str(error)
 
 
 def test_missing_key_is_named(monkeypatch):
@@ -274,14 +278,6 @@ def test_other_failures_are_no_reason_to_give_the_schema_up():
     assert all("response_format" in request for request in endpoint.requests)
 
 
-def test_every_answer_is_paid_for_whole_or_not():
-    answers = [complete("a", model="another"), complete("a", finish_reason="length")]
-    endpoint = StubEndpoint(answer_in_turn(*answers, refuse("no", 500), complete("a")))
-    teacher, *_ = ask(endpoint, make_request(0), make_request(1), price=Price(1e6, 2e6))
-    assert teacher.spending.num_answers == 3
-    assert teacher.spending.cost == 3 * (10 * 1 + 5 * 2)
-
-
 def test_teacher_is_asked_inside_only_and_opens_again():
     endpoint = StubEndpoint()
     teacher = EndpointTeacher("http://127.0.0.1:9/v1", "stub")
@@ -312,7 +308,6 @@ def run_many(url, num_requests, concurrency=16, **options):
                 teacher,
                 lambda request, outcome: results.update({request.key: outcome}),
                 concurrency,
-                max_consecutive_failures=30,
             )
 
     return run(), results
@@ -357,14 +352,15 @@ def test_every_fault_alone_is_a_failure_and_never_a_reply():
     assert [asyncio.run(run(fault)) for fault in FAULTS] == [{kind} for kind in kinds]
 
 
-def test_dead_endpoint_stops_the_run():
+def test_a_dead_endpoint_is_a_connection_that_fails():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        many, results = run_many(url, 10_000, retry=AT_ONCE)
-        with pytest.raises(TeacherDownError, match=r"30 requests failed .* connection: http://"):
-            asyncio.run(many)
+        many, results = run_many(url, 20, retry=AT_ONCE)
+        asyncio.run(many)
+    assert len(results) == 20
     assert {outcome.kind for outcome in results.values()} == {"connection"}
+    assert all(str(outcome).startswith(f"{url}: ") for outcome in results.values())
 
 
 @pytest.mark.parametrize(

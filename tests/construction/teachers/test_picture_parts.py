@@ -1,5 +1,6 @@
 """Pictures in requests: the file as it is, and only from below the root."""
 
+import asyncio
 import base64
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from tracelib.construction.teachers.picture_parts import (
     estimate_prompt_tokens,
     has_pictures,
+    load_chat,
     load_pictures,
 )
 from tracelib.construction.teachers.teacher import TeacherError
@@ -63,6 +65,15 @@ def test_type_is_that_of_the_content_whatever_the_name_says(tmp_path, picture_fo
     picture.save(tmp_path / "a.png", picture_format, **several)
     (message,) = load_pictures(ask_about("a.png")[1:], tmp_path, 10_000)
     assert message["content"][0]["image_url"]["url"].startswith(f"data:{media_type};base64,")
+
+
+def test_chat_with_pictures_needs_their_root(root):
+    messages = ask_about("a.png")
+    assert asyncio.run(load_chat(messages, root, 10_000)) == load_pictures(messages, root, 10_000)
+    assert asyncio.run(load_chat(ask_about(), None, 10_000)) == ask_about()
+    with pytest.raises(TeacherError, match="set picture_root") as caught:
+        asyncio.run(load_chat(messages, None, 10_000))
+    assert (caught.value.kind, caught.value.retryable) == ("picture", False)
 
 
 def test_messages_are_left_alone(root):

@@ -15,7 +15,7 @@ class Named:
     """Answers with its own name, while it is open."""
 
     def __init__(self, name, opens=True):
-        self.name, self.opens = name, opens
+        self.name, self.key, self.opens = name, f"{name} key", opens
         self.num_open = self.num_opened = 0
 
     async def __aenter__(self):

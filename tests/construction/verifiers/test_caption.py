@@ -66,6 +66,16 @@ def test_the_description_is_asked_for_without_the_answer(verifier, folder):
         CaptionVerifier(ScriptedTeacher(str), folder)
 
 
+def test_a_template_shows_the_target_and_may_set_the_longest_reply(folder, verifier):
+    assert verifier.build_request("k", make_query(1), "", "red").max_tokens == 128
+    (folder / "describe.yaml").write_text("source: oracle\nuser: '{target}'\nmax_tokens: 9\n")
+    verifier = CaptionVerifier(ScriptedTeacher(str), folder)
+    assert verifier.build_request("k", make_query(1), "", "red").max_tokens == 9
+    (folder / "describe.yaml").write_text("source: oracle\nuser: '{query}'\n")
+    with pytest.raises(ValueError, match=r"'describe' is of source 'oracle'.*without the target"):
+        CaptionVerifier(ScriptedTeacher(str), folder)
+
+
 def test_a_description_without_a_word_is_unreadable(verifier):
     with pytest.raises(ValueError, match=r"the description '2 \.' has no word"):
         read(verifier, "2 .", "2 .")

@@ -62,6 +62,10 @@ def test_a_verdict_is_read_fenced_or_not(wrap):
         ('{"consistent": true, "confidence": true}', "confidence True is no number"),
         ('{"consistent": true, "confidence": "0.9"}', "confidence '0.9' is no number"),
         ('{"consistent": true, "confidence": NaN}', "confidence nan is no number"),
+        (
+            f'{{"consistent": true, "confidence": 1{"0" * 400}}}',
+            "confidence 10+ is no number in 0 .. 1",
+        ),
         ('{"consistent": true}', "confidence None is no number"),
         ('{"consistent": true, "confidence": 0.9, "reason": 3}', "reason no text"),
     ],
@@ -71,10 +75,28 @@ def test_anything_else_is_an_unreadable_reply(text, message):
         parse_verdict(text)
 
 
+def test_half_a_character_of_a_reason_is_replaced():
+    text = r'{"reason": "a \ud83d star", "consistent": true, "confidence": 1}'
+    assert parse_verdict(text).reason == "a ? star"
+
+
 def test_a_template_must_show_the_answer(folder):
     hidden = {**TEMPLATE, "user": "{target}"}
     (folder / "judge.yaml").write_text(yaml.safe_dump(hidden))
     with pytest.raises(ValueError, match=r"'judge' has no slot \{answer\}"):
         JudgeVerifier(ScriptedTeacher(str), folder)
+    for changes in ({"user": "{query} {answer}"}, {"user": "{answer}", "source": "teacher"}):
+        (folder / "judge.yaml").write_text(yaml.safe_dump({**TEMPLATE, **changes}))
+        with pytest.raises(ValueError, match=r"'judge' is of source .* without the target"):
+            JudgeVerifier(ScriptedTeacher(str), folder)
+
+
+def test_a_template_may_set_the_longest_reply(folder):
+    (folder / "judge.yaml").write_text(yaml.safe_dump({**TEMPLATE, "max_tokens": 12}))
+    verifier = JudgeVerifier(ScriptedTeacher(str), folder, max_tokens=99)
+    assert verifier.build_request("k", make_query(1), "why", "red").max_tokens == 12
+
+
+def test_max_tokens_out_of_range_is_refused(folder):
     with pytest.raises(ValueError, match="max_tokens is 0"):
         JudgeVerifier(ScriptedTeacher(str), folder, max_tokens=0)

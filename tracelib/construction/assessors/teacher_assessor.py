@@ -12,7 +12,7 @@ from tracelib.construction.journal.input_hash import compute_input_hash
 from tracelib.construction.journal.schedule import Schedule, Work
 from tracelib.construction.phase_driver import OnProgress, Outcome, run_phase
 from tracelib.construction.queries import SourceQueries, SourceQuery
-from tracelib.construction.teachers.teacher import Reply, Request, Teacher
+from tracelib.construction.teachers.teacher import Reply, Request, Teacher, replace_surrogates
 from tracelib.construction.templates import PromptTemplate, load_templates
 
 SCHEMA: dict[str, Any] = {
@@ -78,7 +78,7 @@ class TeacherAssessor:
         self._seed, self.concurrency = seed, concurrency
         patterns = [hard_pattern, easy_pattern]
         self._settings = compute_input_hash(
-            [teacher.name, max_tokens, temperature, seed, patterns], "assess"
+            [teacher.key, max_tokens, temperature, seed, patterns], "assess"
         )
 
     def hash_input(self, query: SourceQuery) -> str:
@@ -178,4 +178,4 @@ def _parse_json(text: str) -> Assessment:
         raise ValueError(f"difficulty {difficulty!r} of {text[:_MAX_SHOWN]!r} is neither 0 nor 1")
     if not isinstance(reason, str) or not reason.strip():
         raise ValueError(f"{text[:_MAX_SHOWN]!r} gives no reason")
-    return Assessment(1 if difficulty else 0, reason.strip())
+    return Assessment(1 if difficulty else 0, replace_surrogates(reason.strip()))

@@ -59,12 +59,6 @@ class NewestIndex:
         self._merge()
         return np.sort(self._entries["offset"])
 
-    def find_keys(self, status: int) -> list[int]:
-        """Return the keys whose newest row has a status, as a place in `STATUSES`, ascending."""
-        self._merge()
-        keys: list[int] = self._keys[self._entries["status"] == status].tolist()
-        return keys
-
     def _merge(self) -> None:
         if not self._recent:
             return

@@ -180,6 +180,21 @@ class PhaseJournal:
         entry = self.find_entry(query_id, sample)
         return None if entry is None else self._read_line(entry.offset)
 
+    def read_present(self, query_id: str, sample: int, input_hash: str) -> JournalRow | None:
+        """Return the newest row if it was made from an input, otherwise None.
+
+        Args:
+            query_id: `D:N` of the query.
+            sample: Which of its samples.
+            input_hash: The input that counts.
+
+        Raises:
+            JournalError: The file was changed since it was opened.
+        """
+        entry = self.find_entry(query_id, sample)
+        is_present = entry is not None and entry.input_hash == int(input_hash, 16)
+        return self.read_row(query_id, sample) if is_present else None
+
     def read_newest(self, status: Status | None = None) -> Iterator[JournalRow]:
         """Yield the newest row of every query and sample, in the order in which they were written.
 
@@ -199,10 +214,6 @@ class PhaseJournal:
             for line in file:
                 if (row := decode_line(line)) is not None:
                     yield row
-
-    def find_keys(self, status: Status) -> list[int]:
-        """Return the keys whose newest row has a status, ascending."""
-        return self._index.find_keys(STATUSES.index(status))
 
     def _read_line(self, offset: int) -> JournalRow:
         self._reader.seek(offset)

@@ -14,7 +14,7 @@ DUE_STATES: frozenset[State] = frozenset({"missing", "stale", "failed"})
 
 @dataclass(frozen=True)
 class Progress:
-    """How many rows of a phase are in each state, and how many are being computed.
+    """How many rows of a phase are in each state.
 
     Args:
         num_missing: Without a row.
@@ -23,7 +23,6 @@ class Progress:
         num_done: Done, and to be used.
         num_dropped: Done, with a verdict against the sample.
         num_quarantined: Given up, with their errors.
-        num_in_flight: Being computed; they are counted in the state that they had before, too.
     """
 
     num_missing: int
@@ -32,7 +31,6 @@ class Progress:
     num_done: int
     num_dropped: int
     num_quarantined: int
-    num_in_flight: int
 
     @property
     def num_due(self) -> int:
@@ -45,11 +43,10 @@ class Progress:
         return self.num_due + self.num_done + self.num_dropped + self.num_quarantined
 
 
-def make_progress(counts: Counter[State], num_in_flight: int) -> Progress:
+def make_progress(counts: Counter[State]) -> Progress:
     """Return the progress that a count of each state makes.
 
-    >>> make_progress(Counter({"done": 3, "failed": 1}), 1).num_due
+    >>> make_progress(Counter({"done": 3, "failed": 1})).num_due
     1
     """
-    named = {f"num_{state}": counts[state] for state in STATES}
-    return Progress(**named, num_in_flight=num_in_flight)
+    return Progress(**{f"num_{state}": counts[state] for state in STATES})

@@ -101,8 +101,8 @@ class Schedule:
 
     @property
     def progress(self) -> Progress:
-        """How far the phase is."""
-        return make_progress(self._counts, len(self._in_flight))
+        """How far the phase is; what is in flight counts as it was before."""
+        return make_progress(self._counts)
 
     def take(self) -> Work | None:
         """Return the next work, or None if there is none now.

@@ -214,7 +214,11 @@ def _format_usage(summary: Summary) -> str:
         )
         for (phase, model), usage in sorted(summary.usage.items())
     ]
-    return format_table(headings, rows, num_texts=2)
+    return (
+        "Every whole reply, also those that could not be read. Answers that were empty, cut short, "
+        "refused or of another model are not counted, though they may have been charged.\n\n"
+        f"{format_table(headings, rows, num_texts=2)}"
+    )
 
 
 def _format_provenance(provenance: Mapping[str, Any]) -> str:

@@ -42,12 +42,12 @@ def _find_place(pick: Pick) -> tuple[str, int | None]:
 
 def _gather_sample(survey: Survey, pick: Pick, query_id: str, number: int | None) -> Sample:
     query, chain = survey.queries.find(query_id), survey.chain
-    generated = None if number is None else chain.read_generated(query_id, number)
+    generated = None if number is None else chain.read_generated(query, number)
     verdict: Verdict = "kept" if number is not None else "direct"
     reasons: tuple[Reason, ...] = ()
     if isinstance(pick, Drop):
         verdict = _OWN_VERDICTS.get(pick.rule, "dropped")
-        reasons = _list_reasons(chain, pick, generated)
+        reasons = _list_reasons(chain, query, pick, generated)
     return Sample(
         verdict,
         query.dataset,
@@ -57,25 +57,25 @@ def _gather_sample(survey: Survey, pick: Pick, query_id: str, number: int | None
         Side(query.query_id, query.text, query.image_path),
         Side(query.target_id, query.target_text, query.target_image_path),
         _describe_difficulty(chain, query),
-        _read_writing(chain, generated),
-        _read_judgement(chain, generated),
+        _read_writing(chain, query, generated),
+        _read_judgement(chain, query, generated),
         reasons,
     )
 
 
 def _list_reasons(
-    chain: SampleChain, drop: Drop, generated: JournalRow | None
+    chain: SampleChain, query: SourceQuery, drop: Drop, generated: JournalRow | None
 ) -> tuple[Reason, ...]:
     """Return why a sample was dropped, every broken rule of it and not this drop's alone."""
     if drop.phase == "filter" and drop.rule != "quarantined" and generated is not None:
-        filtered = chain.read_verdict("filter", generated)
+        filtered = chain.read_filtered(query, generated)
         if filtered is not None and filtered.result.get("violations"):
             return tuple(Reason(**found) for found in filtered.result["violations"])
     return (Reason(drop.rule, drop.detail),)
 
 
 def _describe_difficulty(chain: SampleChain, query: SourceQuery) -> str:
-    row = chain.read_assessed(query.query_id)
+    row = chain.read_assessed(query)
     if row is None or row.status != "done":
         return "not assessed"
     word = "hard" if row.result["difficulty"] else "easy"
@@ -83,7 +83,9 @@ def _describe_difficulty(chain: SampleChain, query: SourceQuery) -> str:
     return f"{word}, by {row.result['by']}{': ' if reason else ''}{reason}"
 
 
-def _read_writing(chain: SampleChain, generated: JournalRow | None) -> Writing | None:
+def _read_writing(
+    chain: SampleChain, query: SourceQuery, generated: JournalRow | None
+) -> Writing | None:
     """Return what is there of a sample's text, also of one whose reply could not be used."""
     if generated is None:
         return None
@@ -91,7 +93,7 @@ def _read_writing(chain: SampleChain, generated: JournalRow | None) -> Writing |
     text = result.get("text") or result.get("raw")
     if not text:
         return None
-    filtered = chain.read_verdict("filter", generated) if generated.status == "done" else None
+    filtered = chain.read_filtered(query, generated) if generated.status == "done" else None
     lengths = filtered.result if filtered is not None else {}
     reasoning, answer = parse_rationale_text(text) if has_tags(text) else (None, None)
     return Writing(
@@ -106,10 +108,12 @@ def _read_writing(chain: SampleChain, generated: JournalRow | None) -> Writing |
     )
 
 
-def _read_judgement(chain: SampleChain, generated: JournalRow | None) -> Judgement | None:
+def _read_judgement(
+    chain: SampleChain, query: SourceQuery, generated: JournalRow | None
+) -> Judgement | None:
     if generated is None or generated.status != "done":
         return None
-    row = chain.read_verdict("verify", generated)
+    row = chain.read_verified(query, generated)
     if row is None or row.status not in ("done", "dropped"):
         return None
     result = row.result

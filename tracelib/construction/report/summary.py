@@ -68,10 +68,13 @@ class DatasetCounts:
 
 @dataclass
 class Usage:
-    """What a model was asked in a phase, every attempt ever made.
+    """What a model answered in a phase, every attempt ever made.
+
+    Answers that are none, such as empty and cut ones and those of another model, are in no journal
+    and not counted, though a vendor may charge for them.
 
     Args:
-        num_replies: Replies of the journal, also those that were of no use.
+        num_replies: Whole replies, also those that could not be read.
         prompt_tokens: Tokens of the requests.
         completion_tokens: Tokens of the replies.
         cost: What the tokens cost at the price of their teacher, or None if it has none.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tracelib.construction.assess import number_assessor, read_assessed
 from tracelib.construction.journal.journal_row import PHASES, JournalRow, Phase
 from tracelib.construction.journal.progress import State
 from tracelib.construction.journal.work_folder import Journal
@@ -70,38 +71,44 @@ class Survey:
         counts = self.summary.datasets[query.dataset]
         counts.num_queries += 1
         difficulties = {}
-        for sample, name in enumerate(self._assessors):
-            row = self.chain.work.open_phase("assess").read_row(query.query_id, sample)
-            self._count_row(counts, "assess", row)
+        for name in self._assessors:
+            row = read_assessed(self.recipe.assess, name, query, self.chain.work)
+            self._count_row("assess", query, number_assessor(name), row)
             if row is not None and row.status == "done":
                 difficulties[name] = int(row.result["difficulty"])
                 (counts.num_hard if difficulties[name] else counts.num_easy)[name] += 1
         self.summary.agreements.add(difficulties)
         if difficulties.get(self.recipe.assess.use) in self.chain.difficulties:
             for sample in range(self.chain.num_samples):
-                self._count_sample(counts, query.query_id, sample)
+                self._count_sample(query, sample)
 
-    def _count_sample(self, counts: DatasetCounts, query_id: str, sample: int) -> None:
-        generated = self.chain.read_generated(query_id, sample)
-        self._count_row(counts, "generate", generated)
+    def _count_sample(self, query: SourceQuery, sample: int) -> None:
+        generated = self.chain.read_generated(query, sample)
+        self._count_row("generate", query, sample, generated)
         if generated is None or generated.status != "done":
             return
-        filtered = self.chain.read_verdict("filter", generated)
-        self._count_row(counts, "filter", filtered)
+        filtered = self.chain.read_filtered(query, generated)
+        self._count_row("filter", query, sample, filtered)
         if filtered is None or not filtered.result:
             return
         for name in ("reasoning_tokens", "answer_tokens"):
             if (num_tokens := filtered.result[name]) is not None:
                 getattr(self.summary, name)[0].add(num_tokens)
         if filtered.status == "done" and self._has_verifier:
-            verified = self.chain.read_verdict("verify", generated)
-            self._count_row(counts, "verify", verified)
+            verified = self.chain.read_verified(query, generated)
+            self._count_row("verify", query, sample, verified)
             if verified is not None and verified.status in ("done", "dropped"):
                 self.summary.confidence[0].add(_to_percent(verified.result["confidence"]))
 
-    def _count_row(self, counts: DatasetCounts, phase: Phase, row: JournalRow | None) -> None:
-        state: State = "missing" if row is None else row.status
-        counts.states[phase][state] += 1
+    def _count_row(
+        self, phase: Phase, query: SourceQuery, sample: int, row: JournalRow | None
+    ) -> None:
+        state: State = "missing"
+        if row is not None:
+            state = row.status
+        elif self.chain.work.open_phase(phase).find_entry(query.query_id, sample) is not None:
+            state = "stale"
+        self.summary.datasets[query.dataset].states[phase][state] += 1
         if row is not None and row.status == "quarantined":
             self.summary.add_error(phase, str(row.error))
 
@@ -148,7 +155,7 @@ def _to_percent(confidence: float) -> int:
 
 
 def _count_usage(summary: Summary, work: Journal, prices: Mapping[str, Price]) -> None:
-    """Count what was paid for: every attempt ever made whose tokens are known."""
+    """Count what was paid for: every whole reply ever written down, read or not."""
     for phase in PHASES:
         for row in work.open_phase(phase).read_history():
             if "prompt_tokens" in row.result and IS_REREAD not in row.result:

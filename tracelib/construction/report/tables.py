@@ -90,7 +90,7 @@ def build_agreement_table(summary: Summary) -> Table:
 def build_usage_table(summary: Summary) -> Table:
     """Return tokens and cost by phase and model."""
     headings = ("replies", "prompt tokens", "reply tokens", "cost")
-    table = Table("phase", "model", title="what was asked")
+    table = Table("phase", "model", title="what was asked (whole replies)")
     for heading in headings:
         table.add_column(heading, justify="right")
     for (phase, model), usage in sorted(summary.usage.items()):

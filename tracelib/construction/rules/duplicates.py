@@ -37,10 +37,6 @@ class SeenPairs:
     def __init__(self) -> None:
         self._hashes: set[int] = set()
 
-    def __len__(self) -> int:
-        """Number of different pairs met."""
-        return len(self._hashes)
-
     def add(self, query_text: str, image_path: str | None, answer: str) -> Violation | None:
         """Take a pair in; return a violation `near_duplicate` if it was there, else None.
 

@@ -19,6 +19,7 @@ from tracelib.construction.teachers.retry import parse_retry_after
 from tracelib.construction.teachers.teacher import TeacherError
 
 _CONNECT_SECONDS = 10.0
+_NO_KEY = "none"  # the openai package wants one
 
 
 class ChatClient:
@@ -26,18 +27,18 @@ class ChatClient:
 
     Args:
         base_url: Address of the endpoint, as a rule up to `/v1`.
-        api_key: Key; servers without keys take any.
+        api_key: Key, or None for servers without keys.
         timeout_seconds: Longest silence of the server within a request, above 0.
     """
 
-    def __init__(self, base_url: str, api_key: str, timeout_seconds: float) -> None:
+    def __init__(self, base_url: str, api_key: str | None, timeout_seconds: float) -> None:
         self._base_url = base_url
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         timeout = openai.Timeout(timeout_seconds, connect=_CONNECT_SECONDS)
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
-            api_key=api_key,
+            api_key=api_key or _NO_KEY,
             timeout=timeout,
             max_retries=0,
             http_client=openai.DefaultAioHttpClient(timeout=timeout),
@@ -64,7 +65,9 @@ class ChatClient:
     def _name_status(self, error: openai.APIStatusError) -> TeacherError:
         response = error.response
         header = response.headers.get("retry-after")
-        said = response.text.replace(self._api_key, "***") or "an empty body"
+        said = response.text or "an empty body"
+        if self._api_key:
+            said = said.replace(self._api_key, "***")
         wait = parse_retry_after(header, datetime.now(timezone.utc))
         return name_status(error.status_code, said, error.code, wait)
 

@@ -11,16 +11,11 @@ Outcome = Reply | TeacherError
 """What became of a request."""
 
 
-class TeacherDownError(ValueError):
-    """A teacher that answers nothing any more."""
-
-
 async def run_requests(
     requests: AsyncIterable[Request] | Iterable[Request],
     teacher: Teacher,
     on_result: Callable[[Request, Outcome], None],
     concurrency: int,
-    max_consecutive_failures: int = 100,
 ) -> None:
     """Ask every request; a failure of one is a result and never stops the others.
 
@@ -33,34 +28,22 @@ async def run_requests(
         on_result: Takes a request and its reply or failure, in the order they come in. What it
             raises stops the run.
         concurrency: Requests in flight, 1 and above.
-        max_consecutive_failures: Failures without a reply between them that stop the run, 1 and
-            above; all of them are results.
 
     Raises:
-        TeacherDownError: So many requests failed one after another.
-        ValueError: A number is out of its range.
+        ValueError: `concurrency` is out of its range.
     """
-    _check_at_least_one("concurrency", concurrency)
-    _check_at_least_one("max_consecutive_failures", max_consecutive_failures)
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}; allowed 1 and above")
     source = _iterate(requests)
     turn = asyncio.Lock()  # an asynchronous generator must not be asked by two at once
-    num_failures = 0
 
     async def work() -> None:
-        nonlocal num_failures
         while True:
             async with turn:
                 request = await anext(source, None)
             if request is None:
                 return
-            outcome = await _ask(teacher, request)
-            on_result(request, outcome)
-            if not isinstance(outcome, TeacherError):
-                num_failures = 0
-                continue
-            num_failures += 1
-            if num_failures >= max_consecutive_failures:
-                raise TeacherDownError(_describe_down(teacher.name, num_failures, outcome))
+            on_result(request, await _ask(teacher, request))
 
     workers = [asyncio.create_task(work()) for _ in range(concurrency)]
     try:
@@ -96,16 +79,3 @@ async def _iterate(
     else:
         for request in requests:
             yield request
-
-
-def _describe_down(name: str, num_failures: int, last: TeacherError) -> str:
-    return (
-        f"teacher {name!r}: {num_failures} requests failed one after another, the last one by "
-        f"{last.kind}: {last}; what is done is kept: mend the teacher and run again, or raise "
-        "max_consecutive_failures if these requests are at fault themselves"
-    )
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; allowed 1 and above")

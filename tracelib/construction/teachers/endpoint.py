@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tracelib.construction.teachers.budget import Budget, RateLimits
+from tracelib.construction.teachers.chat_body import build_chat_body
 from tracelib.construction.teachers.clock import SystemClock
 from tracelib.construction.teachers.endpoint_reply import check_reply, parse_reply
-from tracelib.construction.teachers.picture_parts import (
-    Message,
-    estimate_prompt_tokens,
-    has_pictures,
-    load_pictures,
-)
-from tracelib.construction.teachers.price import Price, Spending
+from tracelib.construction.teachers.picture_parts import estimate_prompt_tokens, load_chat
+from tracelib.construction.teachers.price import Price
 from tracelib.construction.teachers.retry import RetryPolicy, ask_with_retries
-from tracelib.construction.teachers.teacher import Reply, Request, TeacherError
+from tracelib.construction.teachers.teacher import Reply, Request, TeacherError, make_key
 
 if TYPE_CHECKING:
     from tracelib.construction.teachers.chat_client import ChatClient
 
 _LOGGER = logging.getLogger(__name__)
-_NO_KEY = "none"
 _SCHEMA_WORDS = ("response_format", "json_schema", "structured output")
 
 
@@ -60,10 +54,10 @@ class EndpointTeacher:
 
     Attributes:
         name: Name that the rows carry, `model`.
+        key: Name and `extra_fields`.
         served_model: Name that the replies carry.
         limits: As given.
         price: As given.
-        spending: Tokens and cost so far.
 
     Raises:
         ImportError: The openai package or aiohttp is not installed.
@@ -103,9 +97,9 @@ class EndpointTeacher:
         self._clock = SystemClock()
         self._session: _Session | None = None
         self.name = model
+        self.key = make_key(model, self._extra_fields)
         self.limits = limits
         self.price = price
-        self.spending = Spending(price)
 
     async def __aenter__(self) -> EndpointTeacher:
         """Open the client.
@@ -140,49 +134,27 @@ class EndpointTeacher:
         session = self._session
         if not session:
             raise RuntimeError(f"teacher {self.name!r} is asked outside `async with`")
-        fields = {
-            "model": self.name,
-            "messages": await self._load_chat(request.messages),
-            self._max_tokens_field: request.max_tokens,
-            "temperature": request.temperature,
-            "seed": request.seed,
-            **self._extra_fields,
-        }
+        messages = await load_chat(request.messages, self._picture_root, self._max_picture_bytes)
         num_reserved = estimate_prompt_tokens(request.messages) + request.max_tokens
 
         async def attempt(request: Request) -> Reply:
-            return await self._attempt(session, request, fields, num_reserved)
+            return await self._attempt(session, request, num_reserved)
 
-        return await ask_with_retries(attempt, request, self._retry, self._clock)
+        loaded = replace(request, messages=messages)
+        return await ask_with_retries(attempt, loaded, self._retry, self._clock)
 
-    async def _load_chat(self, messages: list[Message]) -> list[Message]:
-        if not has_pictures(messages):
-            return messages
-        if self._picture_root is None:
-            raise TeacherError(False, "picture", "the request has pictures; set picture_root")
-        # In a thread: a slow disk holds up this request only.
-        return await asyncio.to_thread(
-            load_pictures, messages, self._picture_root, self._max_picture_bytes
-        )
+    async def _attempt(self, session: _Session, request: Request, num_reserved: int) -> Reply:
+        if request.schema is not None and self._takes_schema:
+            try:
+                return await self._send(session, request, num_reserved)
+            except TeacherError as error:
+                if not _is_about_schema(error):
+                    raise
+                self._give_up_schema(error)
+        return await self._send(session, replace(request, schema=None), num_reserved)
 
-    async def _attempt(
-        self, session: _Session, request: Request, fields: dict[str, Any], num_reserved: int
-    ) -> Reply:
-        if request.schema is None or not self._takes_schema:
-            return await self._send(session, fields, num_reserved)
-        schema = {"name": "reply", "schema": request.schema, "strict": True}
-        response_format = {"type": "json_schema", "json_schema": schema}
-        try:
-            return await self._send(
-                session, {**fields, "response_format": response_format}, num_reserved
-            )
-        except TeacherError as error:
-            if not _is_about_schema(error):
-                raise
-            self._give_up_schema(error)
-        return await self._send(session, fields, num_reserved)
-
-    async def _send(self, session: _Session, fields: dict[str, Any], num_reserved: int) -> Reply:
+    async def _send(self, session: _Session, request: Request, num_reserved: int) -> Reply:
+        fields = build_chat_body(self.name, request, self._max_tokens_field, self._extra_fields)
         async with session.budget.admit(num_reserved):
             started = time.perf_counter()
             body = await session.client.post(fields)
@@ -191,7 +163,6 @@ class EndpointTeacher:
         num_used = reply.prompt_tokens + reply.completion_tokens
         if num_used:
             session.budget.settle(num_reserved, num_used)
-        self.spending.add(reply.prompt_tokens, reply.completion_tokens)
         return check_reply(reply, self.served_model)
 
     def _give_up_schema(self, error: TeacherError) -> None:
@@ -217,9 +188,9 @@ def _import_client() -> type[ChatClient]:
     return ChatClient
 
 
-def _read_key(variable: str | None) -> str:
+def _read_key(variable: str | None) -> str | None:
     if variable is None:
-        return _NO_KEY
+        return None
     if not (key := os.environ.get(variable, "").strip()):
         raise ValueError(
             f"environment variable {variable} is not set; put the endpoint's key into it, or set "

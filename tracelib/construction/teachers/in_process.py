@@ -14,7 +14,7 @@ import torch
 
 from tracelib.construction.teachers.batching import Answer, RequestBatches
 from tracelib.construction.teachers.endpoint_reply import check_reply
-from tracelib.construction.teachers.teacher import Reply, Request, TeacherError
+from tracelib.construction.teachers.teacher import Reply, Request, TeacherError, make_key
 from tracelib.data.collator import ChatProcessor, TokenizedTurn, Turn
 from tracelib.data.images import ImageError, load_image
 from tracelib.models.backbone import Dtype
@@ -24,6 +24,8 @@ from tracelib.models.gates import AlwaysGate
 from tracelib.models.sampling import Sampling
 from tracelib.prompts import Messages
 
+_END_TOKEN = "<|im_end|>"
+_DTYPE: Dtype = "float32"
 _PART_SIZE = 32  # requests that are read at once, of similar length: little of them is padding
 
 
@@ -46,6 +48,7 @@ class EngineTeacher:
 
     Attributes:
         name: Name that the rows carry, `backbone`.
+        key: Name and what is set of `end_token`, `dtype` and `max_image_tokens`.
 
     Raises:
         ValueError: `batch_size` is out of its range.
@@ -56,9 +59,9 @@ class EngineTeacher:
         backbone: str = "embedded",
         picture_root: Path | None = None,
         batch_size: int = 128,
-        end_token: str = "<|im_end|>",
+        end_token: str = _END_TOKEN,
         device: str = "auto",
-        dtype: Dtype = "float32",
+        dtype: Dtype = _DTYPE,
         max_image_tokens: int | None = None,
     ) -> None:
         if batch_size < 1:
@@ -71,6 +74,9 @@ class EngineTeacher:
         self._max_image_tokens = max_image_tokens
         self._batches: RequestBatches | None = None
         self.name = backbone
+        chosen = {"end_token": end_token, "dtype": dtype, "max_image_tokens": max_image_tokens}
+        usual = {"end_token": _END_TOKEN, "dtype": _DTYPE, "max_image_tokens": None}
+        self.key = make_key(backbone, dict(chosen.items() - usual.items()))
 
     async def __aenter__(self) -> EngineTeacher:
         """Load the model.

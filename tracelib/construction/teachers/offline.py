@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 from tracelib.construction.teachers.batch_files import BatchReplies, BatchRequests, name_request
+from tracelib.construction.teachers.chat_body import build_chat_body
 from tracelib.construction.teachers.endpoint_reply import check_reply
-from tracelib.construction.teachers.picture_parts import Message, has_pictures, load_pictures
-from tracelib.construction.teachers.teacher import Reply, Request, TeacherError
+from tracelib.construction.teachers.picture_parts import load_chat
+from tracelib.construction.teachers.teacher import Reply, Request, TeacherError, make_key
 
 
 class OfflineTeacher:
@@ -37,6 +38,7 @@ class OfflineTeacher:
 
     Attributes:
         name: Name that the rows carry, `model`.
+        key: Name and `extra_fields`.
 
     Raises:
         ValueError: `max_picture_bytes` is out of its range, or both files are one.
@@ -63,6 +65,7 @@ class OfflineTeacher:
         self._max_tokens_field, self._extra_fields = max_tokens_field, dict(extra_fields or {})
         self._files: tuple[BatchReplies, BatchRequests] | None = None
         self.name = model
+        self.key = make_key(model, self._extra_fields)
 
     async def __aenter__(self) -> OfflineTeacher:
         """Look through the replies.
@@ -100,35 +103,18 @@ class OfflineTeacher:
         if not self._files:
             raise RuntimeError(f"teacher {self.name!r} is asked outside `async with`")
         replies, requests = self._files
-        fields: dict[str, Any] = {
-            "model": self.name,
-            "messages": request.messages,
-            self._max_tokens_field: request.max_tokens,
-            "temperature": request.temperature,
-            "seed": request.seed,
-            **self._extra_fields,
-        }
-        if request.schema is not None:
-            schema = {"name": "reply", "schema": request.schema, "strict": True}
-            fields.setdefault("response_format", {"type": "json_schema", "json_schema": schema})
-        custom_id = name_request(request.key, fields)
+        body = build_chat_body(self.name, request, self._max_tokens_field, self._extra_fields)
+        custom_id = name_request(request.key, body)
         if reply := replies.find(custom_id):
             return check_reply(reply, self._served_model)
         if custom_id not in requests:
-            fields["messages"] = await self._load_chat(request.messages)
-            requests.add(custom_id, fields)
+            body["messages"] = await load_chat(
+                request.messages, self._picture_root, self._max_picture_bytes
+            )
+            requests.add(custom_id, body)
         raise TeacherError(
             True,
             "waiting",
             f"have the requests in {self._requests_file} answered, put the replies into "
             f"{self._replies_file}, and run again",
-        )
-
-    async def _load_chat(self, messages: list[Message]) -> list[Message]:
-        if not has_pictures(messages):
-            return messages
-        if self._picture_root is None:
-            raise TeacherError(False, "picture", "the request has pictures; set picture_root")
-        return await asyncio.to_thread(
-            load_pictures, messages, self._picture_root, self._max_picture_bytes
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,25 @@ def has_pictures(messages: list[Message]) -> bool:
         if not isinstance(message["content"], str)
         for part in message["content"]
     )
+
+
+async def load_chat(messages: list[Message], root: Path | None, max_bytes: int) -> list[Message]:
+    """Return the messages as they are sent, their pictures read in a thread.
+
+    Args:
+        messages: The chat, as `Request` has it; it is left alone.
+        root: Folder that the pictures must lie in, or None if there are none.
+        max_bytes: Largest file.
+
+    Raises:
+        TeacherError: There is a picture and no root, or as `load_pictures` has it.
+    """
+    if not has_pictures(messages):
+        return messages
+    if root is None:
+        raise TeacherError(False, "picture", "the request has pictures; set picture_root")
+    # In a thread: a slow disk holds up this request only.
+    return await asyncio.to_thread(load_pictures, messages, root, max_bytes)
 
 
 def load_pictures(messages: list[Message], root: Path, max_bytes: int) -> list[Message]:

@@ -39,26 +39,24 @@ class Price:
         ) / 1_000_000
 
 
-class Spending:
-    """Counts what was paid for: every answer, also one that is of no use.
+@dataclass(frozen=True)
+class TeacherPrice:
+    """What a teacher's tokens cost, or cost at most.
 
     Args:
-        price: Price of the tokens.
+        price: Price of the tokens; where several models of different prices write them, the
+            highest.
+        is_bound: Whether there are several, so that a cost is an upper bound.
     """
 
-    def __init__(self, price: Price) -> None:
-        self._price = price
-        self.num_answers = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+    price: Price = Price()
+    is_bound: bool = False
 
-    def add(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count an answer."""
-        self.num_answers += 1
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
 
-    @property
-    def cost(self) -> float:
-        """What has been spent so far, in the price's currency."""
-        return self._price.compute_cost(self.prompt_tokens, self.completion_tokens)
+def format_cost(cost: float, is_bound: bool) -> str:
+    """Return a cost as it is printed.
+
+    >>> format_cost(1234.5, is_bound=True)
+    'at most 1,234.50'
+    """
+    return f"{'at most ' if is_bound else ''}{cost:,.2f}"

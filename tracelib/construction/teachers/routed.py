@@ -20,12 +20,14 @@ class RoutedTeacher:
         text: As given.
         pictures: As given.
         name: Names of both, of one if they are the same.
+        key: Keys of both, likewise.
     """
 
     def __init__(self, text: Teacher, pictures: Teacher) -> None:
         self.text, self.pictures = text, pictures
         self._stack: AsyncExitStack | None = None
         self.name = " | ".join(dict.fromkeys((text.name, pictures.name)))
+        self.key = " | ".join(dict.fromkeys((text.key, pictures.key)))
 
     async def __aenter__(self) -> RoutedTeacher:
         """Open both.

@@ -7,6 +7,8 @@ data root that the teacher loads when it is asked.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -102,16 +104,30 @@ class TeacherError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+def replace_surrogates(text: str) -> str:
+    r"""Return a text of a model's JSON without half characters, which no file takes.
+
+    >>> replace_surrogates("a \ud83d star")
+    'a ? star'
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
 class Teacher(Protocol):
     """Answers requests, many at a time, inside `async with`, which holds what it keeps open.
 
     Attributes:
         name: Name that the rows carry.
+        key: What replies depend on beside the request: when it changes, older ones are stale.
     """
 
     @property
     def name(self) -> str:
         """Name that the rows carry."""
+
+    @property
+    def key(self) -> str:
+        """What replies depend on beside the request: when it changes, older ones are stale."""
 
     async def __aenter__(self) -> Any:  # an own type here, and jsonargparse takes no other class
         """Open what asking needs."""
@@ -130,3 +146,18 @@ class Teacher(Protocol):
         Raises:
             TeacherError: There is no whole answer.
         """
+
+
+def make_key(model: str, options: Mapping[str, Any]) -> str:
+    """Return the key of a teacher: the model, and what is set beside it.
+
+    Args:
+        model: Name of the model.
+        options: JSON values of what is not as usual; their order does not count.
+
+    >>> make_key("large", {})
+    'large'
+    >>> make_key("large", {"top_p": 0.9})
+    'large {"top_p": 0.9}'
+    """
+    return f"{model} {json.dumps(options, sort_keys=True)}" if options else model

@@ -9,8 +9,7 @@ from typing import Any
 from tracelib.construction.queries import SourceQuery
 from tracelib.construction.rules.words import split_words
 from tracelib.construction.teachers.teacher import Reply, Request, Teacher
-from tracelib.construction.templates import load_templates
-from tracelib.construction.verifiers.verifier import Verdict
+from tracelib.construction.verifiers.verifier import Verdict, load_verify_templates
 
 
 def measure_agreement(answer: str, caption: str) -> float:
@@ -39,12 +38,12 @@ class CaptionVerifier:
         strip_pattern: Regular expression of what is taken out of description and answer before
             they are compared; null for nothing.
         min_agreement: Least share of equal words of a consistent answer, above 0 up to 1.
-        max_tokens: Longest description.
+        max_tokens: Longest description, where the template sets none.
         seed: Seed of the description's sampling; the temperature is 0.
 
     Raises:
-        ValueError: There is no such folder, a template is broken or shows the answer, or a number
-            is out of its range.
+        ValueError: There is no such folder, a template is broken, shows the answer or does not show
+            the target, or a number is out of its range.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class CaptionVerifier:
                 "(verify.verifier)"
             ) from error
         self.teacher = teacher
-        self._templates = load_templates(templates)
+        self._templates = load_verify_templates(templates)
         for template in self._templates.templates:
             if shown := sorted({"answer", "reasoning"} & set(template.slots)):
                 raise ValueError(
@@ -87,8 +86,9 @@ class CaptionVerifier:
 
     def build_request(self, key: str, query: SourceQuery, reasoning: str, answer: str) -> Request:
         """Return the question for the target's description; the answer is kept from the model."""
-        messages = self._templates.choose(query).build_messages(query)
-        return Request(key, messages, self._max_tokens, 0.0, self._seed)
+        template = self._templates.choose(query)
+        max_tokens = template.max_tokens or self._max_tokens
+        return Request(key, template.build_messages(query), max_tokens, 0.0, self._seed)
 
     def read_reply(self, reply: Reply, query: SourceQuery, answer: str) -> Verdict:
         """Return how far a description and the answer agree.

@@ -9,9 +9,8 @@ from typing import Any
 
 from tracelib.construction.queries import SourceQuery
 from tracelib.construction.teachers.endpoint_reply import quote
-from tracelib.construction.teachers.teacher import Reply, Request, Teacher
-from tracelib.construction.templates import load_templates
-from tracelib.construction.verifiers.verifier import Verdict
+from tracelib.construction.teachers.teacher import Reply, Request, Teacher, replace_surrogates
+from tracelib.construction.verifiers.verifier import Verdict, load_verify_templates
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -37,12 +36,12 @@ class JudgeVerifier:
     Args:
         teacher: The model.
         templates: Folder of its prompts, of source `oracle` as they show the target.
-        max_tokens: Longest reply.
+        max_tokens: Longest reply, where the template sets none.
         seed: Seed of the reply's sampling; the temperature is 0.
 
     Raises:
-        ValueError: There is no such folder, a template is broken or shows no answer, or
-            `max_tokens` is less than 1.
+        ValueError: There is no such folder, a template is broken or does not show target and
+            answer, or `max_tokens` is less than 1.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class JudgeVerifier:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; allowed 1 and above (verify.verifier)")
         self.teacher = teacher
-        self._templates = load_templates(templates)
+        self._templates = load_verify_templates(templates)
         for template in self._templates.templates:
             if "answer" not in template.slots:
                 raise ValueError(
@@ -68,7 +67,8 @@ class JudgeVerifier:
         """Return the question about an answer, with query, target and answer."""
         template = self._templates.choose(query)
         messages = template.build_messages(query, answer=answer, reasoning=reasoning)
-        return Request(key, messages, self._max_tokens, 0.0, self._seed, SCHEMA)
+        max_tokens = template.max_tokens or self._max_tokens
+        return Request(key, messages, max_tokens, 0.0, self._seed, SCHEMA)
 
     def read_reply(self, reply: Reply, query: SourceQuery, answer: str) -> Verdict:
         """Return the verdict of a reply: one JSON object, fenced or not, as `SCHEMA` has it.
@@ -100,6 +100,6 @@ def parse_verdict(text: str) -> Verdict:
     if not isinstance(is_consistent, bool) or not isinstance(reason, str):
         raise ValueError(f"consistent is no boolean, or reason no text: {quote(text)!r}")
     is_number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
-    if not is_number or not 0 <= float(confidence) <= 1:
+    if not is_number or not 0 <= confidence <= 1:
         raise ValueError(f"confidence {confidence!r} is no number in 0 .. 1: {quote(text)!r}")
-    return Verdict(is_consistent, float(confidence), reason)
+    return Verdict(is_consistent, float(confidence), replace_surrogates(reason))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from tracelib.construction.prompt_slots import TARGET_SLOTS
 from tracelib.construction.queries import SourceQuery
 from tracelib.construction.teachers.teacher import Reply, Request, Teacher
+from tracelib.construction.templates import TemplateSet, load_templates
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,20 @@ class Verifier(Protocol):
         Raises:
             ValueError: The reply cannot be read; another attempt may bring one that can.
         """
+
+
+def load_verify_templates(folder: Path) -> TemplateSet:
+    """Read a verifier's prompts, each of which shows the target.
+
+    Raises:
+        ValueError: There is none, one breaks the format, or one does not show the target.
+    """
+    templates = load_templates(folder)
+    for template in templates.templates:
+        if template.source != "oracle" or not TARGET_SLOTS & set(template.slots):
+            raise ValueError(
+                f"{folder}: template {template.name!r} is of source {template.source!r} and has "
+                f"the slots {list(template.slots)}; nothing can be verified without the target: "
+                "set source to 'oracle' and show {target_image}, {target} or both (verify.verifier)"
+            )
+    return templates
