@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +22,12 @@ def fixed_seed() -> None:
     """Each test starts from the same random state, whatever ran before it."""
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_port() -> None:
+    """Forget the port of a process group in this process, which keeps it: others would take it."""
+    os.environ.pop("MASTER_PORT", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
