@@ -231,7 +231,9 @@ class MBEIRDataModule(lightning.LightningDataModule):
             labels,
             self.micro_batch_size,
             self.micro_batch_tokens,
-            mark_share("easy rationales", queries.ids, self.easy_rationales, self.seed),
+            None  # nothing to choose, and a million ids to hash
+            if self.easy_rationales == 1
+            else mark_share("easy rationales", queries.ids, self.easy_rationales, self.seed),
         )
         if self.task_mixing == "one_task_per_batch" and (
             note := describe_untrained_tasks(queries.task_ids, self.contrastive_batch_size)
