@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tracelib.retrieval.search import TopKSearch, search_top_k
+from tracelib.retrieval.search import TopKSearch
+from tracelib.retrieval.tensor_search import search_top_k
 
 pytest.importorskip("faiss")
 from tracelib.retrieval.faiss_search import FaissSearch

@@ -3,7 +3,8 @@ import torch
 
 from tracelib.retrieval.faiss_search import FaissSearch
 from tracelib.retrieval.ranking import _refuse_constant, _Share, rank_pools
-from tracelib.retrieval.search import TopKSearch, search_top_k
+from tracelib.retrieval.search import TopKSearch
+from tracelib.retrieval.tensor_search import search_top_k
 
 QUERIES, CANDIDATES = torch.randn(9, 6), torch.randn(70, 6)
 POOLS = {"a_task0": range(0, 40), "b_task1": range(40, 43), "c_task2": range(43, 70)}

@@ -10,7 +10,9 @@ from torch.nn import functional
 from tests.reference.search import round_unit_vectors, search, search_to_the_bit
 from tracelib.retrieval.coarse import COARSE_TYPES
 from tracelib.retrieval.cosines import merge_top_k
-from tracelib.retrieval.search import TopKSearch, estimate_search_bytes, search_top_k
+from tracelib.retrieval.guess import guess_kth_best
+from tracelib.retrieval.search import TopKSearch, estimate_search_bytes
+from tracelib.retrieval.tensor_search import search_top_k
 
 EVERY_FILTER = [None, (), *((kind,) for kind in COARSE_TYPES), (torch.int8, torch.bfloat16)]
 
@@ -304,21 +306,40 @@ def test_leading_coordinates_are_a_multiple_of_64(num_dimensions, num_leading):
     assert TopKSearch(torch.ones(1, num_dimensions), 1)._num_leading == num_leading
 
 
-NUM_SEED_GROUPS = 24
+STRIDE = 41  # of 4,000 rows
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Let a chunk of 1,536 rows be large enough to take lower bounds from 8 tiles of 96."""
+    """Let a chunk of 1,536 rows be large enough for a guess, from 96 runs of 8 rows."""
     monkeypatch.setattr("tracelib.retrieval.search._TILE_ROWS", 96)
     monkeypatch.setattr("tracelib.retrieval.search._QUERY_BLOCK", 16)
+    for name, value in (("_NUM_RUNS", 96), ("_RUN_ROWS", 8), ("_TILE_RUNS", 12)):
+        monkeypatch.setattr(f"tracelib.retrieval.guess.{name}", value)
 
 
-class Unsown(Counting):
-    """Starts without lower bounds."""
+class Guessless(Counting):
+    """Starts without a guess."""
 
-    def _sow(self, rows, first_place):
+    def _find_least_best(self, tile):
+        return None
+
+
+class Trusting(Counting):
+    """Takes any guess for granted."""
+
+    def _search_again(self, rows, first_place):
         pass
+
+
+class Doubting(Counting):
+    """Counts the queries that search again."""
+
+    num_again = 0
+
+    def _take_queries(self, steps, k):
+        Doubting.num_again += len(steps) if hasattr(self, "_best") else 0
+        super()._take_queries(steps, k)
 
 
 def draw_hits(num_rows, queries, where):
@@ -330,15 +351,17 @@ def draw_hits(num_rows, queries, where):
 
 
 def draw_placed(pool, queries):
-    """4,000 rows, of which 8 tiles of 96 are looked at first: rows 0, 500 ... 3,500 and on."""
+    """4,000 rows, of which 96 runs of 8 are looked at first: rows 0, 41 ... and on."""
     rows = draw_hits(4000, queries, slice(0, 0))
     if pool == "late":
         return draw_hits(4000, queries, slice(3700, None))
     if pool == "in one tile":
         return draw_hits(4000, queries, slice(1500, 1596))
-    if pool == "in all tiles":
-        for start in range(0, 4000, 500):
-            rows[start : start + 96] = draw_hits(96, queries, slice(0, None))
+    if pool == "in the sample":
+        for start in range(0, 96 * STRIDE, STRIDE):
+            rows[start : start + 8] = draw_hits(8, queries, slice(0, None))
+    if pool == "everywhere":
+        return draw_hits(4000, queries, slice(0, None))
     if pool == "equal":
         rows[:] = queries[0]
         rows[0] *= -1
@@ -351,17 +374,27 @@ def draw_placed(pool, queries):
     return rows
 
 
-PLACED = ("late", "in one tile", "in all tiles", "equal", "rising", "copies", "lengths", "noise")
+PLACED = (
+    "late",
+    "in one tile",
+    "in the sample",
+    "everywhere",
+    "equal",
+    "rising",
+    "copies",
+    "lengths",
+    "noise",
+)
 
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("coarse_types", EVERY_FILTER, ids=str)
 @pytest.mark.parametrize("pool", PLACED)
-def test_bounds_of_some_tiles_change_nothing(pool, coarse_types):
+def test_a_guess_changes_nothing(pool, coarse_types):
     queries = torch.randn(40, 100)
     rows = draw_placed(pool, queries)
     expected = search_to_the_bit(queries, rows, 20)
-    for cls in (TopKSearch, Unsown):
+    for cls in (TopKSearch, Guessless):
         found = search_in_chunks(queries, rows, 20, 4000, coarse_types, cls)
         assert_same(found.result(), expected)
         found = search_in_chunks(queries, rows, 20, 1600, coarse_types, cls)
@@ -370,70 +403,89 @@ def test_bounds_of_some_tiles_change_nothing(pool, coarse_types):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("pool", PLACED)
-def test_pairs_wait_beside_bounds_of_some_tiles(pool, monkeypatch):
+def test_pairs_wait_beside_a_guess(pool, monkeypatch):
     for name, value in (("_FEW_PAIRS", 40), ("_MANY_PAIRS", 200), ("_DENSE_SHARE", 1.0)):
         monkeypatch.setattr(f"tracelib.retrieval.search.{name}", value)
     queries = torch.randn(40, 100)
     rows = draw_placed(pool, queries)
     expected = search_to_the_bit(queries, rows, 20)
-    found = Counting(queries, 20, (torch.int8, torch.float32))
+    found = Trusting(queries, 20, (torch.int8, torch.float32))
+    found.add(rows, 0)
+    # the guess holds out until k hits are found: no tile is scored whole to begin with
+    assert found.num_scored == 0
+    found = TopKSearch(queries, 20, (torch.int8, torch.float32))
     found.add(rows, 0)
     assert_same(found.result(), expected)
-    # the bounds hold out until k hits are found: no tile is scored whole to begin with
-    assert found.num_scored == 0
     # the negative control
-    unsown = Unsown(queries, 20, (torch.int8, torch.float32))
-    unsown.add(rows, 0)
-    assert unsown.num_scored > 0
+    guessless = Guessless(queries, 20, (torch.int8, torch.float32))
+    guessless.add(rows, 0)
+    assert guessless.num_scored > 0
 
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("kind", COARSE_TYPES, ids=str)
-@pytest.mark.parametrize("pool", PLACED)
-def test_bounds_of_some_tiles_hold(pool, kind):
+@pytest.mark.parametrize("pool", ["everywhere", "noise", "lengths"])
+def test_a_guess_from_a_fair_sample_holds_and_is_of_use(pool, kind):
     queries = torch.randn(40, 100)
     rows = draw_placed(pool, queries)
-    scores = search_to_the_bit(queries, rows, 20)[0]
     found = TopKSearch(queries, 20, (kind,))
-    found._sow(rows, 0)
-    assert (found._floor <= scores[:, -1:]).all()
-    # and are of use: nearly the 20th best of the 24 groups that were looked at
-    seen = torch.cat([rows[start : start + 96] for start in range(0, 4000, 500)])
-    cosines = functional.normalize(queries) @ functional.normalize(seen).T
-    best = cosines.reshape(40, NUM_SEED_GROUPS, 32).amax(dim=2).topk(20).values[:, -1:]
-    assert (found._floor > best - 0.1).all()
+    guess = guess_kth_best(rows, 20, found._find_least_best)
+    assert guess.shape == (40, 1)
+    cosines = functional.normalize(queries.double()) @ functional.normalize(rows.double()).T
+    num_higher = (cosines >= guess).sum(dim=1)
+    assert (num_higher >= 20).all()
+    # a sample of a fifth, 14th best: a few times 20
+    assert num_higher.float().mean() < 200
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_leading_coordinates_are_tried_beside_bounds_of_some_tiles():
+def test_queries_misled_by_the_sample_search_again():
+    queries = torch.randn(40, 100)
+    rows = draw_placed("in the sample", queries)
+    expected = search_to_the_bit(queries, rows, 20)
+    Doubting.num_again = 0
+    found = Doubting(queries, 20, (torch.int8, torch.float32))
+    found.add(rows, 0)
+    assert_same(found.result(), expected)
+    assert 0 < Doubting.num_again <= 40
+    more = torch.randn(100, 100)
+    found.add(more, 4000)
+    assert_same(found.result(), search_to_the_bit(queries, torch.cat([rows, more]), 20))
+    # the negative control: some of their hits were dropped
+    trusting = Trusting(queries, 20, (torch.int8, torch.float32))
+    trusting.add(rows, 0)
+    assert not torch.equal(trusting.result()[1], expected[1])
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_leading_coordinates_are_tried_beside_a_guess():
     queries = torch.randn(40, 100)
     found = TopKSearch(queries, 20, (torch.int8,))
-    found.add(draw_placed("in all tiles", queries), 0)
+    found.add(draw_placed("everywhere", queries), 0)
     assert all((torch.int8, 64) in block._coarse for block in found._blocks.values())
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("k", [NUM_SEED_GROUPS, NUM_SEED_GROUPS + 1, 2000])
-def test_bounds_need_as_many_groups_as_hits(k):
+@pytest.mark.parametrize("k", [1, 24, 25, 1600])
+def test_a_guess_needs_groups(k):
     queries, rows = torch.randn(20, 100), torch.randn(1600, 100)
     found = TopKSearch(queries, k, (torch.int8,))
-    found._sow(rows, 0)
-    assert (found._floor > -torch.inf).all() == (k <= NUM_SEED_GROUPS)
+    guess = guess_kth_best(rows, k, found._find_least_best)
+    assert (guess > -torch.inf).all() == (k <= 24)
     found.add(rows, 0)
     assert_same(found.result(), search_to_the_bit(queries, rows, k))
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_bounds_come_from_a_large_first_chunk_only():
+def test_a_guess_is_made_for_a_large_first_chunk_only():
     queries, rows = torch.randn(20, 100), torch.randn(1600, 100)
-    found = TopKSearch(queries, 10, (torch.int8,))
-    found._sow(rows[:1535], 0)
-    assert (found._floor == -torch.inf).all()
+    found = TopKSearch(queries, 5, (torch.int8,))
+    assert guess_kth_best(rows[:1535], 5, found._find_least_best) is None
+    assert guess_kth_best(rows[:1536], 5, found._find_least_best) is not None
     found.add(rows[:5], 0)
-    found._sow(rows[5:], 5)
-    assert found._floor[:, 5:].max() == -torch.inf
+    found._find_least_best = None  # would be called
     found.add(rows[5:], 5)
-    assert_same(found.result(), search_to_the_bit(queries, rows, 10))
+    assert_same(found.result(), search_to_the_bit(queries, rows, 5))
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -454,7 +506,10 @@ def test_no_queries():
 
 
 @pytest.mark.parametrize("kind", COARSE_TYPES, ids=str)
-def test_product_that_errs_is_not_used(kind):
+def test_product_that_errs_is_not_used(kind, monkeypatch):
+    # else int8 is multiplied elsewhere
+    monkeypatch.setattr("tracelib.retrieval.tiles.is_usable", lambda num_dimensions: False)
+
     class Sloppy(TopKSearch):
         """Finds the opposite."""
 
@@ -591,7 +646,8 @@ def test_bad_row_late_in_the_pool_is_named_by_its_place(bad):
 MEASURE = """
 import re, sys, torch
 from pathlib import Path
-from tracelib.retrieval.search import TopKSearch, estimate_search_bytes, search_top_k
+from tracelib.retrieval.search import TopKSearch, estimate_search_bytes
+from tracelib.retrieval.tensor_search import search_top_k
 torch.set_num_threads(1)
 search_top_k(torch.randn(600, 32), torch.randn(6000, 32), 10)  # loads the libraries
 chunk_size = int(sys.argv[2])

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class CoarseRows:
 
     @cached_property
     def query_errors(self) -> Tensor:
-        """`[N, 3]` float64, what each query brings to the bound of `_bound_errors`."""
+        """`[N, 3]` float64, what each query brings to the bound of `bound_errors`."""
         distance = self.distance.double()
         return torch.cat([distance + self.slack, 1 + distance, self.rest.double()], dim=1)
 
@@ -161,7 +161,7 @@ def find_reaching(
     Returns:
         Query and row of each pair, or None for more than about `max_share`.
     """
-    least = (scores - _bound_errors(queries, rows)).div_(queries.step * rows.step)
+    least = (scores - bound_errors(queries, rows)).div_(queries.step * rows.step)
     if products.dtype is torch.int32:
         limits = torch.iinfo(torch.int32)
         least = least.floor_().clamp_(limits.min, limits.max)
@@ -201,10 +201,10 @@ def find_least_best(products: Tensor, queries: CoarseRows, rows: CoarseRows) -> 
     best = groups.amax(dim=2) * (queries.step * rows.step)
     if products.dtype is torch.bfloat16:  # it was rounded by up to 2^-8 of what it was
         best -= best.abs() * 2.0**-7
-    return (best - _bound_errors(queries, rows)).float()
+    return (best - bound_errors(queries, rows)).float()
 
 
-def _bound_errors(queries: CoarseRows, rows: CoarseRows) -> Tensor:
+def bound_errors(queries: CoarseRows, rows: CoarseRows) -> Tensor:
     """Return `[B, 1]` float64, the most that any cosine can differ from its coarse product.
 
     That is |q - q'| + slack, (1 + |q - q'|) |c - c'| and the product of the rests.
@@ -246,7 +246,7 @@ def choose_types(
         if coarse_type is torch.int8:  # some machines add pairs of products in 16 bits
             ours[0] = theirs[0] = _INT8_MAX
         if _is_safe(ours) and is_accurate(product(ours, theirs), ours, theirs):
-            seconds[coarse_type] = _time_product(product, ours, theirs)
+            seconds[coarse_type] = find_fastest_seconds(partial(product, ours, theirs))
     if wanted is not None:
         return list(seconds)
     coarse = seconds.pop(torch.int8, None)
@@ -268,13 +268,11 @@ def _is_safe(values: Tensor) -> bool:
     return values.dtype is not torch.int8 or 1 < values.shape[1] <= _INT8_MAX_DIMENSIONS
 
 
-def _time_product(
-    product: Callable[[Tensor, Tensor], Tensor], queries: Tensor, rows: Tensor
-) -> float:
-    """Return the seconds of the fastest of some products."""
+def find_fastest_seconds(product: Callable[[], Tensor]) -> float:
+    """Return the seconds of the fastest of some equal products."""
     seconds = []
     for _ in range(_NUM_TIMINGS):
         start = time.perf_counter()
-        product(queries, rows)[0, 0].item()  # a device answers when it is done
+        product()[0, 0].item()  # a device answers when it is done
         seconds.append(time.perf_counter() - start)
     return min(seconds)

@@ -3,19 +3,21 @@
 A tile of candidates passes three sieves. Coarse products drop nearly all that cannot reach a
 query's k-th best (`tracelib.retrieval.coarse`), float32 scores of the rest drop most of those, and
 the last are scored to the last bit (`tracelib.retrieval.cosines`). The sieves drop only what a
-bound proves to be no hit, so they, the chunks and their order cannot change the result.
+bound proves to be no hit, so they, the chunks and their order cannot change the result. What a
+query's k-th best may be is guessed from a sample at first; a guess too high is found out.
 
 Shapes: Q queries, C candidates, D dimensions, N rows of candidates, P pairs of query and row.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tracelib.retrieval import coarse
+from tracelib.retrieval import coarse, fused
 from tracelib.retrieval.coarse import COARSE_TYPES
 from tracelib.retrieval.cosines import (
     MAX_CANDIDATES,
@@ -28,6 +30,7 @@ from tracelib.retrieval.cosines import (
     round_scores,
     round_units,
 )
+from tracelib.retrieval.guess import guess_kth_best
 from tracelib.retrieval.tiles import Pairs, QueryBlock, Tile, count_pairs, join_pairs
 
 _QUERY_BLOCK = 1024
@@ -35,15 +38,14 @@ _TILE_ROWS = 2048
 _NUM_PROBES = 128
 _NUM_PROBE_ROWS = 512
 _PAIR_NUMBERS = 2**18  # coordinates of the pairs scored at once: what a cache holds
-_FEW_PAIRS = 2**14  # a rise of the k-th best is worth looking for after so many
+_FEW_PAIRS = 2**15  # a rise of the k-th best is worth looking for after so many
 _MANY_PAIRS = 2**18
-_NUM_SEEDS = 8  # tiles that a large first chunk is judged by
 _DENSE_SHARE = 1 / 16  # of all pairs: beyond it, scoring all costs less than scoring some
 _LEADING_SHARE = 3 / 4  # of the coordinates: these alone drop most once the k best are close
 _LEADING_UNIT = 64  # coordinates: int8 products are slow at lengths between its multiples
 _SPARSE_SHARE = 1 / 128  # of all pairs: beyond it, multiplying all coordinates costs less
 _PAUSE = 16
-_QUERY_BYTES = 4 + 4 + 2 + 2  # of a coordinate: exact, float32, int8 twice and bfloat16
+_QUERY_BYTES = 4 + 4 + 2 * 2 + 2  # of a coordinate: exact, float32, int8 twice, laid out, bfloat16
 _HIT_BYTES = 100
 _TILE_BYTES = 40  # of a coordinate
 _BLOCK_BYTES = 12  # of a coordinate
@@ -86,16 +88,23 @@ class TopKSearch:
         self._slack = coarse.find_slack(queries.shape[1])
         self._pairs_at_once = -(-_PAIR_NUMBERS // queries.shape[1])
         # int32 holds all that float64 would, at half the size
-        self._steps = torch.empty(queries.shape, dtype=torch.int32, device=queries.device)
-        self._blocks: dict[int, QueryBlock] = {}
+        steps = torch.empty(queries.shape, dtype=torch.int32, device=queries.device)
         for start in range(0, len(queries), _QUERY_BLOCK):
             block = slice(start, start + _QUERY_BLOCK)
-            self._steps[block] = round_units(queries[block], "query", start)
-            self._blocks[start] = QueryBlock(self._steps[block])
+            steps[block] = round_units(queries[block], "query", start)
         self._num_leading = int(queries.shape[1] * _LEADING_SHARE) // _LEADING_UNIT * _LEADING_UNIT
-        self._best = torch.full((len(queries), k), NO_HIT, device=queries.device)
+        self._take_queries(steps, k)
+
+    def _take_queries(self, steps: Tensor, k: int) -> None:
+        """Begin with queries `[Q, D]`, unit vectors in steps, and no hits."""
+        self._steps = steps
+        self._blocks = {
+            start: QueryBlock(steps[start : start + _QUERY_BLOCK])
+            for start in range(0, len(steps), _QUERY_BLOCK)
+        }
+        self._best = torch.full((len(steps), k), NO_HIT, device=steps.device)
         # lower bounds of the k best scores, ahead of `_best` within a chunk
-        self._floor = torch.full((len(queries), k), -torch.inf, device=queries.device)
+        self._floor = torch.full((len(steps), k), -torch.inf, device=steps.device)
 
     @property
     def common_direction(self) -> Tensor | None:
@@ -134,7 +143,17 @@ class TopKSearch:
             )
         rows = rows.to(self._steps.device)
         self._compare_directions(rows, first_place)
-        self._sow(rows, first_place)
+        k = self._best.shape[1]
+        guess = None if self._num_seen else guess_kth_best(rows, k, self._find_least_best)
+        if guess is not None:
+            self._floor = guess.repeat(1, k)
+        self._scan(rows, first_place)
+        if guess is not None:
+            self._search_again(rows, first_place)
+        self._num_seen += len(rows)
+
+    def _scan(self, rows: Tensor, first_place: int) -> None:
+        """Merge a chunk into the best."""
         fresh: list[Pairs] = []
         waiting: list[Pairs] = []
         for start in range(0, len(rows), _TILE_ROWS):
@@ -149,13 +168,14 @@ class TopKSearch:
                     waiting.append(self._raise_floor(fresh))
                     fresh = []
                 if count_pairs(waiting) > _MANY_PAIRS:
-                    self._score_pairs(waiting, rows, first_place)
-                    waiting = []
+                    waiting = [self._drop_low(join_pairs(waiting))]
+                    if count_pairs(waiting) > _MANY_PAIRS // 2:
+                        self._score_pairs(waiting, rows, first_place)
+                        waiting = []
         if count_pairs(fresh):
             waiting.append(self._raise_floor(fresh))
         if count_pairs(waiting):
             self._score_pairs(waiting, rows, first_place)
-        self._num_seen += len(rows)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return the best candidates so far, also where all are equal: it may be a share of a pool.
@@ -176,27 +196,27 @@ class TopKSearch:
             self._direction = direction if bool((steps == direction).all()) else None
             start = stop
 
-    def _sow(self, rows: Tensor, first_place: int) -> None:
-        """Raise the lower bounds by tiles spread over a large first chunk.
+    def _find_least_best(self, tile: Tile) -> Tensor | None:
+        """Return `[Q, G]`, at most the best cosines of groups of a tile's rows."""
+        kinds = self._choose_types(tile) if self._blocks else []
+        if not kinds:
+            return None
+        theirs, best = tile.round(kinds[0]), []
+        for queries in self._blocks.values():
+            ours = queries.round(kinds[0])
+            products = self.multiply(ours.values, theirs.values)
+            best.append(coarse.find_least_best(products, ours, theirs))
+        return torch.cat(best)
 
-        No two groups share a row, so the k-th highest of their best scores is at most the k-th
-        best score of all rows; fewer groups than k tell nothing.
-        """
-        stride = len(rows) // _NUM_SEEDS
-        if self._num_seen or stride < 2 * _TILE_ROWS:
-            return
-        best = torch.full_like(self._floor, -torch.inf)
-        for start in range(0, stride * _NUM_SEEDS, stride):
-            tile = Tile(rows[start : start + _TILE_ROWS], first_place + start)
-            for block, queries in self._blocks.items():
-                part = slice(block, block + _QUERY_BLOCK)
-                for kind in self._choose_types(tile)[:1]:
-                    ours, theirs = queries.round(kind), tile.round(kind)
-                    products = self.multiply(ours.values, theirs.values)
-                    groups = coarse.find_least_best(products, ours, theirs)
-                    best[part] = keep_best(best[part], groups)
-        # only the k-th: the tiles come again, and a row of them must not count twice
-        self._floor = best[:, -1:].repeat(1, best.shape[1])
+    def _search_again(self, rows: Tensor, first_place: int) -> None:
+        """Search a first chunk without a guess for queries that found fewer than k as good."""
+        floor, found = self._floor[:, -1], decode_hits(self._best)[0][:, -1]
+        short = (found < floor).nonzero().flatten()
+        if len(short):
+            again = copy.copy(self)
+            again._take_queries(self._steps[short], self._best.shape[1])
+            again._scan(rows, first_place)
+            self._best[short], self._floor[short] = again._best, again._floor
 
     def _choose_types(self, tile: Tile) -> list[torch.dtype]:
         """Return the coarse types to filter by, chosen at the first tile."""
@@ -216,8 +236,12 @@ class TopKSearch:
         for coarse_type, num_leading, max_share in self._list_sieves(self._blocks[block], tile):
             queries = self._blocks[block].round(coarse_type, num_leading)
             rows = tile.round(coarse_type, num_leading)
-            products = self.multiply(queries.values, rows.values)
-            found = coarse.find_reaching(products, queries, rows, floor, max_share)
+            packed = self._blocks[block].pack(num_leading) if coarse_type is torch.int8 else None
+            if packed is None:
+                products = self.multiply(queries.values, rows.values)
+                found = coarse.find_reaching(products, queries, rows, floor, max_share)
+            else:
+                found = fused.find_reaching(queries, packed, rows, floor, max_share)
             if found is not None:
                 score = self._estimate_pairs(block, *found, tile)
                 return self._drop_low(Pairs(found[0] + block, found[1], score))
@@ -283,47 +307,8 @@ class TopKSearch:
             products.append(self._multiply_pairs(query[part], position, steps))
         keys = encode_hits(round_scores(torch.cat(products)), row + first_place)
         keep_best_of_pairs(self._best, query, keys)
-        # one from `_sow` holds until k rows are found that reach it
+        # a guess holds until k rows are found that reach it
         self._floor = torch.maximum(decode_hits(self._best)[0], self._floor[:, -1:])
-
-
-@torch.no_grad()
-def search_top_k(
-    queries: Tensor, candidates: Tensor, k: int, chunk_size: int = 16384
-) -> tuple[Tensor, Tensor]:
-    """Return the k candidates of highest cosine per query, as `TopKSearch` does, of one tensor.
-
-    Args:
-        queries: `[Q, D]` embeddings of any length and float type; they fix the device.
-        candidates: `[C, D]` embeddings in pool order; may stay in host memory.
-        k: Candidates per query, 1 .. C.
-        chunk_size: Candidates moved and scored at once; bounds memory, never changes the result.
-
-    Returns:
-        `[Q, k]` float32 cosines, best first, and int64 positions in the pool.
-
-    Raises:
-        ValueError: Shapes do not fit, the pool is empty, k or chunk_size is out of range, a row
-            is zero or not finite, or all candidates point the same way (a collapsed encoder).
-    """
-    shapes = f"queries {tuple(queries.shape)}, candidates {tuple(candidates.shape)}"
-    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
-        raise ValueError(f"{shapes}; expected [Q, D] and [C, D] with one D")
-    if not 0 < len(candidates) <= MAX_CANDIDATES or not candidates.shape[1]:
-        raise ValueError(f"{shapes}; the pool needs 1 .. {MAX_CANDIDATES} candidates and D >= 1")
-    if not 1 <= k <= len(candidates):
-        raise ValueError(f"k is {k}; allowed 1 .. {len(candidates)}, the number of candidates")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; allowed 1 and above")
-    search = TopKSearch(queries, k)
-    for start in range(0, len(candidates), chunk_size):
-        search.add(candidates[start : start + chunk_size], start)
-    if search.common_direction is not None and len(candidates) > 1:
-        raise ValueError(
-            f"all {len(candidates)} candidate embeddings point the same way, so no ranking exists; "
-            "check the encoder's weights and read position"
-        )
-    return search.result()
 
 
 def estimate_search_bytes(num_queries: int, embedding_size: int, k: int, chunk_size: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tracelib.retrieval.coarse import CoarseRows, round_rows
 from tracelib.retrieval.cosines import UNIT_STEPS, round_units
+from tracelib.retrieval.fused import PackedQueries, is_usable
 
 _SAFE_NORMS = (2.0**-40, 2.0**40)  # float32 holds their squares
 
@@ -28,6 +29,7 @@ class QueryBlock:
     def __init__(self, steps: Tensor) -> None:
         self._steps = steps
         self._coarse: dict[tuple[torch.dtype, int | None], CoarseRows] = {}
+        self._packed: dict[int | None, PackedQueries | None] = {}
         self.pause = 0
         """Tiles until a part of the coordinates is worth another try."""
 
@@ -43,6 +45,14 @@ class QueryBlock:
             ones = self.values.new_ones(1, 1)
             self._coarse[key] = round_rows(self.values, ones, coarse_type, False, num_leading)
         return self._coarse[key]
+
+    def pack(self, num_leading: int | None = None) -> PackedQueries | None:
+        """Return the int8 vectors as a processor compares them at once, None if it does not."""
+        if num_leading not in self._packed:
+            values = self.round(torch.int8, num_leading).values
+            is_packed = values.is_cpu and is_usable(values.shape[1])
+            self._packed[num_leading] = PackedQueries(values) if is_packed else None
+        return self._packed[num_leading]
 
 
 class Tile:
