@@ -19,6 +19,12 @@ from transformers import DynamicCache
 from tracelib.models.decoding import DecodeBatch, EngineOutput, Prefill
 from tracelib.models.encoder import Encoder
 from tracelib.models.gates import Gate, GateFeatures
+from tracelib.models.prompt_prefix import (
+    drop_prefix,
+    find_common_prefix,
+    read_prefix,
+    repeat_cache,
+)
 from tracelib.models.router import DifficultyRouter
 from tracelib.models.sampling import Sampling
 from tracelib.types import EncoderInput
@@ -92,13 +98,18 @@ class ReasoningEngine:
             self.max_rationale_tokens,
             self.decode_batch_size,
         )
-        first = 0
+        prefix = find_common_prefix(prompts)
+        shared, first = read_prefix(self.encoder, prefix), 0
         for part, size in zip(prompts, sizes, strict=True):
             rows = slice(first, first + size)
             device = self.encoder.device
             batch.start(
                 self._read(
-                    part.to(device), gate, task_prior[rows].to(device), query_ids[rows].to(device)
+                    part.to(device),
+                    shared,
+                    gate,
+                    task_prior[rows].to(device),
+                    query_ids[rows].to(device),
                 ),
                 first,
             )
@@ -107,14 +118,21 @@ class ReasoningEngine:
         return batch.finish(self.encoder.hidden_size)
 
     def _read(
-        self, prompts: EncoderInput, gate: Gate, task_prior: Tensor, query_ids: Tensor
+        self,
+        prompts: EncoderInput,
+        shared: DynamicCache,
+        gate: Gate,
+        task_prior: Tensor,
+        query_ids: Tensor,
     ) -> Prefill:
-        """Read the prompts of a part and ask the gate."""
-        cache = DynamicCache()
+        """Read the prompts of a part, but for the prefix in `shared`, and ask the gate."""
         positions, deltas = self.encoder.compute_positions(prompts)
-        mask = prompts.attention_mask
+        lengths = prompts.attention_mask.sum(-1, keepdim=True)
+        num_shared = shared.get_seq_length()
+        prompts, positions = drop_prefix(prompts, positions, num_shared)
+        cache = repeat_cache(shared, len(lengths))
         hidden = self.encoder.run_backbone(prompts, positions, cache)
-        last = mask.shape[1] - 1 - mask.flip(-1).argmax(-1)
+        last = lengths[:, 0] - num_shared - 1
         states = hidden[torch.arange(len(hidden), device=hidden.device), last]
         logits = self.encoder.predict_tokens(states)
         if self.router is None:
@@ -127,5 +145,5 @@ class ReasoningEngine:
             task_prior=task_prior,
             query_ids=query_ids,
         )
-        next_positions = (mask.sum(-1, keepdim=True) + deltas).to(positions.dtype)
+        mask, next_positions = prompts.attention_mask, (lengths + deltas).to(positions.dtype)
         return Prefill(cache, mask, next_positions, states, logits, features, gate.decide(features))
