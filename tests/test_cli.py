@@ -101,6 +101,7 @@ def test_help_of_a_verb_explains_its_options(verb, capsys):
         "evaluate": "--gate.budget",
         "calibrate": "--labels",
         "route-labels": "--margin_epsilon",
+        "fit-router": "--max_queries",
         "mine": "--max_similarity",
         "compare": "--num_resamples",
         "mmeb": "--query_rewrites",

@@ -31,6 +31,7 @@ LAYERS = (
         "recipe",
         "resume",
         "route_labels",
+        "router_fit",
         "mining",
         "cli",
         "__main__",

@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from tests.tiny import RECIPE, build, cut_scenes, read_metrics, write_recipe
@@ -73,7 +75,7 @@ def embed(run, split="train"):
     """Return what is labelled, and its unit vectors, embedded one by one without a store."""
     module, data, _ = load_run(run)
     if split == "train":
-        data.set_up_held_out()
+        data.set_up_training_queries(data.held_out)
     else:
         data.setup("validate")
     module.encoder.merge_lora()
@@ -253,7 +255,7 @@ def test_what_cannot_be_labelled_is_refused_with_a_way_out(run, args, folder, tm
         (copy / "config.yaml").write_text(config.replace(old, new))
 
     change(f"held_out: {HELD_OUT}", "held_out: 0.0")
-    with pytest.raises(ValueError, match=r"fit it with --data\.held_out=0\.2, or .* --split=val"):
+    with pytest.raises(ValueError, match=r"--data\.held_out=0\.2, .*--split=val.*--share=1$"):
         label(copy, folder)
     change(f"held_out: {HELD_OUT}", "held_out: 1.0e-9")
     with pytest.raises(ValueError, match="none of 160 training queries is held out"):
@@ -279,3 +281,125 @@ def test_what_cannot_be_labelled_is_refused_with_a_way_out(run, args, folder, tm
 def test_bad_options_are_named(run, folder, option, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         label(run, folder, option)
+
+
+def fit_router(run, *options):
+    main(["fit-router", f"--run={run}", *options])
+
+
+@pytest.fixture(scope="module")
+def routed(run, rows):
+    """The run with a router fitted to its rows."""
+    fit_router(run)
+    return run.parent.with_name("tiny_router") / run.name
+
+
+def test_share_reaches_beyond_what_was_held_out(rows, run, folder, tmp_path):
+    path = tmp_path / "all.jsonl"
+    label(run, folder, "--share=1", f"--output={path}")
+    every = {row["qid"]: row for row in read(path)}
+    assert len(every) == 160
+    # those held out are labelled alike
+    numbers = ("rank_direct", "ranks_thought", "difficulty")
+    for row in rows:
+        assert [every[row["qid"]][name] for name in numbers] == [row[name] for name in numbers]
+    assert json.loads(path.with_suffix(".json").read_text())["provenance"]["share"] == 1.0
+
+
+def test_only_the_router_is_another(run, routed):
+    before, after = (load_run(folder)[0].list_trained_weights() for folder in (run, routed))
+    same = {name for name in before if not name.startswith("router.")}
+    assert same == {name for name in after if not name.startswith("router.")}
+    assert all(torch.equal(before[name], after[name]) for name in same)
+    assert {name for name in after if name not in same} == {
+        "router.layers.0.weight",
+        "router.layers.0.bias",
+        "router.layers.1.weight",
+        "router.layers.1.bias",
+    }
+
+
+def test_router_is_the_best_linear_one_of_prompt_states(rows, run, routed):
+    module, data, _ = load_run(routed)
+    data.set_up_training_queries(data.held_out)
+    module.encoder.merge_lora()
+    queries = data.evaluation_sets["train"].queries
+    loader = data.build_evaluation_loaders("train", [[i] for i in range(len(queries))], [])[0]
+    with torch.no_grad():
+        outputs = [module.embed_queries(batch, AlwaysGate()) for batch in loader]
+    states = torch.cat([output.direct_embeddings for output in outputs])
+    soft = {row["qid"]: row["soft_target"] for row in rows}
+    target = torch.tensor([soft[query_id] for query_id in queries.query_ids]).double()
+    last = module.router.layers[1].double()
+    inputs = functional.layer_norm(states.double(), states.shape[1:])
+    probability = torch.sigmoid(last(inputs)[:, 0])
+    assert torch.allclose(
+        probability.float(), torch.cat([o.think_probability for o in outputs]), atol=1e-5
+    )
+    # where a logistic regression with a penalty is at its best
+    slope = ((probability - target)[:, None] * inputs).mean(0) + 2e-4 * last.weight[0]
+    assert slope.abs().max() < 1e-6
+    assert (probability - target).mean().abs() < 1e-6
+    report = json.loads((routed / "router_fit.json").read_text())
+    entropy = functional.binary_cross_entropy(probability, target).item()
+    assert report["routers"]["new"]["cross_entropy"] == pytest.approx(entropy, abs=1e-6)
+    assert report["routers"]["new"]["cross_entropy"] < report["routers"]["none"]["cross_entropy"]
+    assert report["num_queries"] == len(rows)
+    digest = hashlib.sha256((run / "route_labels.jsonl").read_bytes()).hexdigest()
+    assert report["labels_sha256"] == digest
+
+
+def test_fitting_the_router_twice_gives_the_same(run, routed, tmp_path):
+    fit_router(run, f"--output={tmp_path / 'again'}")
+    first, second = (load_run(folder)[0].state_dict() for folder in (routed, tmp_path / "again"))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    fit_router(run, f"--output={tmp_path / 'few'}", "--max_queries=20")
+    report = json.loads((tmp_path / "few" / "router_fit.json").read_text())
+    assert report["num_queries"] == 20
+
+
+def test_a_run_without_a_router_gets_one(run, rows, tmp_path):
+    copy = tmp_path / "bare" / "version_0"
+    shutil.copytree(run, copy)
+    config = (copy / "config.yaml").read_text()
+    assert "router_weight: 1.0" in config
+    (copy / "config.yaml").write_text(config.replace("router_weight: 1.0", "router_weight: 0.0"))
+    weights = load_file(copy / "adapter.safetensors")
+    with safe_open(copy / "adapter.safetensors", "pt") as file:
+        metadata = file.metadata()
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("router.")}
+    save_file(kept, copy / "adapter.safetensors", metadata)
+    assert load_run(copy)[0].router is None
+    fit_router(copy)
+    assert load_run(tmp_path / "bare_router" / "version_0")[0].router is not None
+    report = json.loads((tmp_path / "bare_router" / "version_0" / "router_fit.json").read_text())
+    assert set(report["routers"]) == {"none", "new"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "is a run already: name another folder with --output"),
+        (("--output={new}", "--max_queries=1"), "max_queries is 1, allowed 2"),
+        (("--output={new}", "--weight_decay=-1"), r"weight_decay is -1"),
+        (("--output={new}", "--labels={new}/none.jsonl"), "none.jsonl"),
+        (("--output={new}", "--labels={alike}"), "all 2 labels of .* are 0.5"),
+        (("--output={new}", "--run=nowhere"), "nowhere is no finished run"),
+    ],
+)
+def test_what_is_no_router_fit_is_refused(run, routed, rows, tmp_path, options, message):
+    alike = tmp_path / "alike.jsonl"
+    lines = [json.dumps({**row, "soft_target": 0.5}) for row in rows[:2]]
+    alike.write_text("\n".join(lines) + "\n")
+    options = [option.format(new=tmp_path / "new", alike=alike) for option in options]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        fit_router(run, *options)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5])
+def test_a_share_is_a_share_of_the_training_queries(run, folder, share):
+    with pytest.raises(ValueError, match=f"share is {share}.* of the train split"):
+        label(run, folder, f"--share={share}")
+    with pytest.raises(ValueError, match=r"share is 0\.5 of the val split"):
+        label(run, folder, "--share=0.5", "--split=val")

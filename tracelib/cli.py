@@ -27,6 +27,7 @@ from tracelib.pretraining.run import pretrain
 from tracelib.recipe import build_cli
 from tracelib.resume import resume
 from tracelib.route_labels import route_labels
+from tracelib.router_fit import fit_router
 
 VERBS: dict[str, Callable[..., Any]] = {
     verb.__name__.replace("_", "-"): verb
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         evaluate,
         calibrate,
         route_labels,
+        fit_router,
         mine,
         compare,
         mmeb,

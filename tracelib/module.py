@@ -50,6 +50,7 @@ class RetrievalModule(LightningModule):
         lm_weight: Weight of the language-modelling loss, >= 0.
         router_weight: Weight of the router loss, >= 0; 0 builds no router.
         router_stop_gradient: Keep the router's gradient out of the backbone.
+        router_width: Hidden units of the router, >= 0; 0 makes it linear.
         max_rationale_tokens: Longest thought when embedding; longer ones get the embedding token
             appended and are counted.
         decode_batch_size: Most queries that think at the same time when embedding.
@@ -78,6 +79,7 @@ class RetrievalModule(LightningModule):
         lm_weight: float = 1.0,
         router_weight: float = 1.0,
         router_stop_gradient: bool = True,
+        router_width: int = 64,
         max_rationale_tokens: int = 256,
         decode_batch_size: int = 128,
         contrastive_rationale: ContrastiveRationale = "annotated",
@@ -92,13 +94,15 @@ class RetrievalModule(LightningModule):
         ):
             if weight < 0:
                 raise ValueError(f"{name}_weight is {weight}, must be >= 0 (model.{name}_weight)")
+        if router_width < 0:
+            raise ValueError(f"router_width is {router_width}, must be >= 0 (model.router_width)")
         if not 0 <= warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction is {warmup_fraction}, allowed 0 .. 1 (model)")
         self.encoder, self.optimizer, self.contrastive = encoder, optimizer, contrastive
         self.gate: Gate = gate or FirstTokenGate()
         self.warmup_fraction = warmup_fraction
         self.router = (
-            DifficultyRouter(encoder.hidden_size, stop_gradient=router_stop_gradient)
+            DifficultyRouter(encoder.hidden_size, router_width, router_stop_gradient)
             if router_weight > 0
             else None
         )

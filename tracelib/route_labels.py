@@ -43,6 +43,7 @@ def route_labels(
     run: Path,
     output: Path | None = None,
     split: Literal["train", "val"] = "train",
+    share: float | None = None,
     num_samples: int = 1,
     temperature: float = 0.0,
     cost_weight: float = 0.0,
@@ -52,10 +53,11 @@ def route_labels(
 ) -> None:
     """Label queries by whether a fitted run's own thought ranks their positive higher.
 
-    Of the train split it labels the queries that the fit held out (data.held_out), in the train
-    pool; of the val split all, each in its local pool. Every query is embedded directly and after
-    the model's own thought. Its label is 1 where the thought lifts the first positive, or widens
-    its margin at the same rank; -1 where it is first either way by the same margin; else 0.
+    Of the train split it labels the queries that the fit held out (data.held_out), or a share that
+    may reach beyond them, in the train pool; of the val split all, each in its local pool. Every
+    query is embedded directly and after the model's own thought. Its label is 1 where the thought
+    lifts the first positive, or widens its margin at the same rank; -1 where it is first either
+    way by the same margin; else 0.
 
     The output gets a rationale row per query, with ranks, utilities and a soft target; beside it a
     .json gets the summary and all the labels depend on. Fit another run with --data.route_labels
@@ -67,6 +69,9 @@ def route_labels(
         output: File for the rows, .jsonl; default is route_labels.jsonl in the run, for the val
             split route_labels_val.jsonl.
         split: Split to label.
+        share: Share of the training queries, 0 .. 1, those held out first; by default just these.
+            More are labelled by how they fare in a model that was trained on them: an easy one
+            fares better than it will, a hard one was never embedded directly in training.
         num_samples: Thoughts per query, whose utilities are averaged; more than one needs a
             temperature. The rows have the first one's text.
         temperature: Temperature of the thoughts' tokens; 0 writes the most likely ones.
@@ -85,11 +90,11 @@ def route_labels(
     output = output or run / f"route_labels{'' if split == 'train' else f'_{split}'}.jsonl"
     if output.suffix != ".jsonl":
         raise ValueError(f"output is {output}, must end in .jsonl; its .json goes beside it")
-    module, data, config = _load(run, split)
+    module, data, config = _load(run, split, share)
     sampling = dataclasses.replace(sampling, seed=data.seed)
     fingerprint = module.compute_fingerprint()
     module.encoder.merge_lora()
-    sessions = ThoughtSessions(module, data, split, store_dir, fingerprint, sampling)
+    sessions = ThoughtSessions(module, data, split, store_dir, fingerprint, sampling, share)
     console = Console()
     columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
@@ -103,6 +108,7 @@ def route_labels(
     )
     provenance |= {
         "split": split,
+        "share": share,
         "weights": fingerprint,
         "sampling": dataclasses.asdict(sampling),
         "rule": dataclasses.asdict(rule),
@@ -115,7 +121,7 @@ def route_labels(
 
 
 def _load(
-    run: Path, split: Literal["train", "val"]
+    run: Path, split: Literal["train", "val"], share: float | None
 ) -> tuple[RetrievalModule, MBEIRDataModule, dict[str, Any]]:
     """Return a run with the split to label, and its recipe.
 
@@ -128,10 +134,13 @@ def _load(
             f"{run} was fitted without rationales (data.rationale none) and writes no thoughts: "
             "name a run that was fitted with them"
         )
-    if split == "train" and not data.held_out:
+    if share is not None and (split != "train" or not 0 < share <= 1):
+        raise ValueError(f"share is {share} of the {split} split, allowed is 0 .. 1 of train")
+    if split == "train" and share is None and not data.held_out:
         raise ValueError(
             f"{run} was fitted on all training queries (data.held_out 0), so none is left to judge "
-            "it on: fit it with --data.held_out=0.2, or label the val queries with --split=val"
+            "it on: fit it with --data.held_out=0.2, label the val queries with --split=val, or "
+            "those it was trained on with --share=1"
         )
     if split == "val" and data.prompt_policy == "all":
         raise ValueError(
@@ -139,7 +148,7 @@ def _load(
             "one label: fit with data.prompt_policy fixed, or label with --split=train"
         )
     if split == "train":
-        data.set_up_held_out()
+        data.set_up_training_queries(data.held_out if share is None else share)
     else:
         data.setup("validate")
     return module.to("cuda" if torch.cuda.is_available() else "cpu"), data, config

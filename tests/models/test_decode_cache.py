@@ -60,11 +60,19 @@ def step(cache, listed):
     """Write one token of every row, and compare what attention would see."""
     layers = [torch.randn(2, len(listed.rows), NUM_HEADS, 1, HEAD_SIZE) for _ in range(NUM_LAYERS)]
     listed.append(layers)
-    columns = cache.get_seq_length()
-    assert cache.get_mask_sizes(1, 0) == (columns + 1, 0)
     seen = [cache.update(keys, values, number) for number, (keys, values) in enumerate(layers)]
     mask = cache.attention_mask
-    assert mask.shape == (len(listed.rows), columns + 1)
+    num_columns, num_before = cache.get_mask_sizes(1, 0)
+    assert num_before == 0
+    assert mask.shape == (len(listed.rows), num_columns)
+    assert seen[0][0].shape[2] == num_columns
+    # causal attention sees all up to this one's column, and nothing was written behind it
+    assert mask[:, cache.get_seq_length()].all()
+    assert not mask[:, cache.get_seq_length() + 1 :].any()
+    # what is not a token is a number all the same: it weighs nothing, but is multiplied
+    assert all(tensor.isfinite().all() for layer in seen for tensor in layer)
+    # rows that follow each other without a gap are faster to attend to
+    assert all(tensor.is_contiguous() for layer in seen for tensor in layer)
     for number, row in enumerate(listed.rows):
         for expected, (keys, values) in zip(row, seen, strict=True):
             found = torch.stack([keys[number], values[number]])
@@ -82,15 +90,17 @@ def check(cache, listed):
     """Compare what is stored, and that nothing is stored that is not needed."""
     lengths = [row[0].shape[2] for row in listed.rows]
     assert cache.num_active == len(lengths)
-    assert cache.get_seq_length() == cache.stop - cache.start == max(lengths, default=0)
+    assert cache.get_seq_length() == cache.stop
+    assert cache.stop - cache.start == max(lengths, default=0)
     mask = cache.attention_mask
     assert mask.sum(-1).tolist() == [length + 1 for length in lengths]  # the next token, too
     columns = slice(cache.start, cache.stop)
     for number, row in enumerate(listed.rows):
-        assert mask[number, -lengths[number] - 1 :].all()  # all rows end at the right edge
+        last = slice(cache.stop - lengths[number], cache.stop + 1)
+        assert mask[number, last].all()  # all rows end at the same column
         for layer, expected in zip(cache.layers, row, strict=True):
             found = torch.stack([layer.keys[number], layer.values[number]])[:, :, columns]
-            assert torch.equal(found[:, :, mask[number, :-1].bool()], expected)
+            assert torch.equal(found[:, :, mask[number, columns].bool()], expected)
 
 
 @pytest.mark.parametrize("sides", [("left",), ("right",), ("left", "right")])
@@ -130,7 +140,7 @@ def test_active_rows_keep_their_coming_column_when_the_cache_grows(num_rows, wid
     before = cache.layers[0].keys.shape
     add_prompts(rng, cache, listed, num_rows, width)
     assert cache.layers[0].keys.shape != before
-    assert cache.attention_mask[:, -1].tolist() == [1] * (2 + num_rows)
+    assert cache.attention_mask[:, cache.stop].tolist() == [1] * (2 + num_rows)
     step(cache, listed)
     check(cache, listed)
 
@@ -163,8 +173,8 @@ def test_holes_are_filled_from_behind():
 def test_all_rows_may_leave_and_others_come():
     rng, cache, listed = fill(3, 3, 9)
     drop(cache, listed, [True, True, True])
-    assert cache.get_seq_length() == 0
-    assert cache.attention_mask.shape == (0, 1)
+    assert cache.start == cache.stop
+    assert len(cache.attention_mask) == 0
     add_prompts(rng, cache, listed, 2, 20)
     check(cache, listed)
     step(cache, listed)
@@ -181,4 +191,4 @@ def test_keys_and_values_keep_their_type(dtype):
     new = torch.ones(1, 1, 1, 4, dtype=dtype)
     keys, values = cache.update(new, new, 0)
     assert keys.dtype == values.dtype == dtype
-    assert keys.shape == values.shape == (1, 1, 3, 4)
+    assert keys.shape == values.shape == (1, 1, 2 + SPARE, 4)

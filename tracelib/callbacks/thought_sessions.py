@@ -38,10 +38,11 @@ class ThoughtSessions:
     Args:
         module: The model, its adapter merged.
         data: Records; the split must be set up.
-        split: `train`, which is the queries that are held out, or `val`.
+        split: `train`, which is a share of the training queries, or `val`.
         store_dir: Folder of all stores.
         fingerprint: Digest of the weights before merging.
         sampling: How thoughts are drawn, and how many for each query.
+        share: Share of the training queries, by default those that the fit held out.
 
     Raises:
         StoreError: A store holds embeddings of something else.
@@ -55,13 +56,15 @@ class ThoughtSessions:
         store_dir: Path,
         fingerprint: str,
         sampling: Sampling,
+        share: float | None = None,
     ) -> None:
         self.module, self.data, self.split, self.sampling = module, data, split, sampling
         self.found = data.evaluation_sets[split]
         self.prompt_policy = "random" if split == "train" else data.prompt_policy
         chosen: dict[str, Any] = {"prompt_policy": self.prompt_policy}
         if split == "train":
-            chosen |= {"held_out": data.held_out, "train_file": data.train_file}
+            held_out = data.held_out if share is None else share
+            chosen |= {"held_out": held_out, "train_file": data.train_file}
         if self.prompt_policy == "random":
             chosen["seed"] = data.seed
 

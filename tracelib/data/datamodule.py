@@ -240,17 +240,16 @@ class MBEIRDataModule(lightning.LightningDataModule):
         ):
             rank_zero_info(note)
 
-    def set_up_held_out(self) -> None:
-        """Read the queries that a fit leaves out, and their pool, as the evaluation set `train`.
+    def set_up_training_queries(self, share: float = 1.0) -> None:
+        """Read training queries, each once, and their pool, as the evaluation set `train`.
+
+        Args:
+            share: Of all, 0 .. 1, those first that the fit holds out.
 
         Raises:
             ValueError: There is none.
         """
-        self.evaluation_sets["train"] = self.training_records.read_share(self.held_out)
-
-    def set_up_training_queries(self) -> None:
-        """Read all training queries, each once, and their pool, as the evaluation set `train`."""
-        self.evaluation_sets["train"] = self.training_records.read_share(1.0)
+        self.evaluation_sets["train"] = self.training_records.read_share(share)
 
     def build_train_sampler(self, first_batch: int = 0) -> TaskBatchSampler:
         """Return what chooses this rank's part of an epoch's batches, from the first that is left.

@@ -16,16 +16,16 @@ class DifficultyRouter(nn.Module):
 
     Args:
         hidden_size: Dimensions of the state.
-        width: Hidden units.
+        width: Hidden units; 0 makes the head linear.
         stop_gradient: Keep the router's gradient out of the backbone.
     """
 
     def __init__(self, hidden_size: int, width: int = 64, stop_gradient: bool = True) -> None:
         super().__init__()
         self.stop_gradient = stop_gradient
-        self.layers = nn.Sequential(
-            nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU(), nn.Linear(width, 1)
-        )
+        hidden = [nn.Linear(hidden_size, width), nn.GELU()] if width else []
+        last = nn.Linear(width or hidden_size, 1)
+        self.layers = nn.Sequential(nn.LayerNorm(hidden_size), *hidden, last)
 
     def forward(self, prompt_state: Tensor) -> Tensor:
         """Return logits `[B]` of states `[B, D]`."""
