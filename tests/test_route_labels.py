@@ -258,7 +258,7 @@ def test_what_cannot_be_labelled_is_refused_with_a_way_out(run, args, folder, tm
     with pytest.raises(ValueError, match=r"--data\.held_out=0\.2, .*--split=val.*--share=1$"):
         label(copy, folder)
     change(f"held_out: {HELD_OUT}", "held_out: 1.0e-9")
-    with pytest.raises(ValueError, match="none of 160 training queries is held out"):
+    with pytest.raises(ValueError, match="none of 160 training queries is in a share"):
         label(copy, folder)
     change("rationale: teacher", "rationale: none")
     with pytest.raises(ValueError, match="fitted without rationales"):
@@ -342,8 +342,14 @@ def test_router_is_the_best_linear_one_of_prompt_states(rows, run, routed):
     assert (probability - target).mean().abs() < 1e-6
     report = json.loads((routed / "router_fit.json").read_text())
     entropy = functional.binary_cross_entropy(probability, target).item()
-    assert report["routers"]["new"]["cross_entropy"] == pytest.approx(entropy, abs=1e-6)
-    assert report["routers"]["new"]["cross_entropy"] < report["routers"]["none"]["cross_entropy"]
+    found = report["on_the_queries_it_was_fitted_to"]
+    assert found["new"]["cross_entropy"] == pytest.approx(entropy, abs=1e-6)
+    assert found["new"]["cross_entropy"] < found["none"]["cross_entropy"]
+    metadata = []
+    for path in (run, routed):
+        with safe_open(path / "adapter.safetensors", "pt") as file:
+            metadata.append(file.metadata())
+    assert metadata[0] == metadata[1]
     assert report["num_queries"] == len(rows)
     digest = hashlib.sha256((run / "route_labels.jsonl").read_bytes()).hexdigest()
     assert report["labels_sha256"] == digest
@@ -358,7 +364,7 @@ def test_fitting_the_router_twice_gives_the_same(run, routed, tmp_path):
     assert report["num_queries"] == 20
 
 
-def test_a_run_without_a_router_gets_one(run, rows, tmp_path):
+def test_a_run_without_a_router_gets_one(run, folder, tmp_path):
     copy = tmp_path / "bare" / "version_0"
     shutil.copytree(run, copy)
     config = (copy / "config.yaml").read_text()
@@ -370,10 +376,13 @@ def test_a_run_without_a_router_gets_one(run, rows, tmp_path):
     kept = {name: weight for name, weight in weights.items() if not name.startswith("router.")}
     save_file(kept, copy / "adapter.safetensors", metadata)
     assert load_run(copy)[0].router is None
+    with pytest.raises(ValueError, match=r"is not said to be of this run's weights"):
+        fit_router(copy)  # another model, if only by its router
+    label(copy, folder)
     fit_router(copy)
     assert load_run(tmp_path / "bare_router" / "version_0")[0].router is not None
     report = json.loads((tmp_path / "bare_router" / "version_0" / "router_fit.json").read_text())
-    assert set(report["routers"]) == {"none", "new"}
+    assert set(report["on_the_queries_it_was_fitted_to"]) == {"none", "new"}
 
 
 @pytest.mark.parametrize(
@@ -382,8 +391,9 @@ def test_a_run_without_a_router_gets_one(run, rows, tmp_path):
         ((), "is a run already: name another folder with --output"),
         (("--output={new}", "--max_queries=1"), "max_queries is 1, allowed 2"),
         (("--output={new}", "--weight_decay=-1"), r"weight_decay is -1"),
-        (("--output={new}", "--labels={new}/none.jsonl"), "none.jsonl"),
-        (("--output={new}", "--labels={alike}"), "all 2 labels of .* are 0.5"),
+        (("--output={new}", "--labels={new}/none.jsonl"), r"by none\.json beside it"),
+        (("--output={new}", "--labels={empty}"), "has 0 labels, all alike"),
+        (("--output={new}", "--labels={alike}"), "has 2 labels, all alike"),
         (("--output={new}", "--run=nowhere"), "nowhere is no finished run"),
     ],
 )
@@ -391,7 +401,12 @@ def test_what_is_no_router_fit_is_refused(run, routed, rows, tmp_path, options, 
     alike = tmp_path / "alike.jsonl"
     lines = [json.dumps({**row, "soft_target": 0.5}) for row in rows[:2]]
     alike.write_text("\n".join(lines) + "\n")
-    options = [option.format(new=tmp_path / "new", alike=alike) for option in options]
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(json.dumps({**rows[0], "soft_target": -1}) + "\n")
+    for path in (alike, empty):
+        shutil.copy(run / "route_labels.json", path.with_suffix(".json"))
+    names = {"new": tmp_path / "new", "alike": alike, "empty": empty}
+    options = [option.format(**names) for option in options]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         fit_router(run, *options)
     assert not (tmp_path / "new").exists()

@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import binary_auroc
 from tracelib.data.datamodule import MBEIRDataModule
 from tracelib.data.route_labels import read_route_labels
 from tracelib.data.table_cache import hash_file
-from tracelib.models.adapter_file import write_adapter
+from tracelib.models.adapter_file import read_step, write_adapter
 from tracelib.models.gates import NeverGate
 from tracelib.models.router import DifficultyRouter
 from tracelib.module import RetrievalModule
@@ -45,10 +45,10 @@ def fit_router(
 ) -> None:
     """Fit a linear router to labels of a run's training queries, and nothing else.
 
-    The labels are rows of `route-labels`: what the run's own thoughts gained. A router fitted to
-    them tells hard queries that need a thought from those that are found without, which one fitted
-    to the annotated difficulty never learns. Embeddings stay as they are: the output is a copy of
-    the run with another router, which `calibrate` and `evaluate` take like any run.
+    The labels are rows of `route-labels`: what the run's own thoughts gained. They tell hard
+    queries that need a thought from those that are found without, which the annotated difficulty
+    does not. Embeddings stay as they are: the output is a copy of the run with another router,
+    which `calibrate` (best with --method isotonic) and `evaluate` take like any run.
 
     Args:
         run: Folder of a run that writes thoughts.
@@ -60,11 +60,13 @@ def fit_router(
 
     Raises:
         FileNotFoundError: The folder holds no finished run.
-        ValueError: The output exists, a number is out of its range, or the labels are all alike.
+        ValueError: The output exists, a number is out of its range, or the labels are another
+            run's or all alike.
         DataError: A label is broken or of no training query.
     """
+    folder = run.resolve()
     labels = labels or run / "route_labels.jsonl"
-    output = output or run.parent.with_name(f"{run.parent.name}_router") / run.name
+    output = output or folder.parent.with_name(f"{folder.parent.name}_router") / folder.name
     if max_queries < 2 or weight_decay < 0:
         raise ValueError(
             f"max_queries is {max_queries}, allowed 2 and above; weight_decay is {weight_decay}, "
@@ -73,26 +75,21 @@ def fit_router(
     if find_adapter(output).exists():
         raise ValueError(f"{output} is a run already: name another folder with --output")
     module, data, config = load_run(run)
-    data.set_up_training_queries()
-    found = data.evaluation_sets["train"].queries
-    targets = read_route_labels(labels, found, "soft")
-    places = np.flatnonzero(targets >= 0)
-    if len(places) > max_queries:
-        places = places[np.linspace(0, len(places) - 1, max_queries).astype(int)]
-    target = torch.from_numpy(targets[places]).double()
-    if (target == target[0]).all():
-        raise ValueError(f"all {len(target)} labels of {labels} are {target[0]:.3g}")
-    weights, old = module.list_trained_weights(), module.router
-    weights = {name: w.clone() for name, w in weights.items() if not name.startswith("router.")}
+    places, target = _read_targets(labels, module, data, max_queries)
+    kept = {
+        name: weight.clone()
+        for name, weight in module.list_trained_weights().items()
+        if not name.startswith("router.")
+    }
     states = _read_states(module, data, places)
     router, loss = fit_linear_router(states, target, weight_decay)
-    weights |= {f"router.{name}": weight for name, weight in router.state_dict().items()}
+    judged = {
+        "none": _judge(target.mean().logit().expand_as(target), target),
+        "new": _judge(router(states), target),
+    }
+    if module.router is not None:
+        judged["old"] = _judge(module.router.cpu()(states), target)
     config["model"] |= {"router_width": 0, "router_weight": config["model"]["router_weight"] or 1.0}
-    constant = target.mean().logit().expand_as(target)
-    judged = {"none": _judge(constant, target), "new": _judge(router(states), target)}
-    if old is not None:
-        judged["old"] = _judge(old.cpu()(states), target)
-    output.mkdir(parents=True, exist_ok=True)
     report = {
         "run": str(run),
         "labels": labels.name,
@@ -100,17 +97,46 @@ def fit_router(
         "num_queries": len(target),
         "weight_decay": weight_decay,
         "mean_target": target.mean().item(),
-        "routers": judged,
+        "on_the_queries_it_was_fitted_to": judged,
         "provenance": collect_provenance(
             config, data.reader.file_hashes("train"), "random", str(module.encoder.dtype)
         ),
     }
+    output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "router_fit.json", json.dumps(report, indent=1) + "\n")
     write_whole(output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     # last: a folder is a run once it has an adapter file
-    write_adapter(find_adapter(output), weights, module.encoder.fingerprint, 1)
+    weights = kept | {f"router.{name}": weight for name, weight in router.state_dict().items()}
+    step = read_step(find_adapter(run))
+    write_adapter(find_adapter(output), weights, module.encoder.fingerprint, step)
     _print(judged, loss)
     rank_zero_info(f"run with the new router: {output}")
+
+
+def _read_targets(
+    labels: Path, module: RetrievalModule, data: MBEIRDataModule, max_queries: int
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Return places of the training queries to learn from, and `[Q]` float64 targets.
+
+    Raises:
+        ValueError: The labels are another run's, none or all alike.
+    """
+    summary = labels.with_suffix(".json")
+    found = json.loads(summary.read_text()) if summary.exists() else {}
+    if found.get("provenance", {}).get("weights") != module.compute_fingerprint():
+        raise ValueError(
+            f"{labels} is not said to be of this run's weights by {summary.name} beside it: label "
+            "its training queries with python -m tracelib route-labels --share=1 --run RUN"
+        )
+    data.set_up_training_queries()
+    targets = read_route_labels(labels, data.evaluation_sets["train"].queries, "soft")
+    places = np.flatnonzero(targets >= 0)
+    if len(places) > max_queries:
+        places = places[np.linspace(0, len(places) - 1, max_queries).astype(int)]
+    target = torch.from_numpy(targets[places]).double()
+    if len(target) < 2 or target.min() == target.max():
+        raise ValueError(f"{labels} has {len(target)} labels, all alike: there is nothing to learn")
+    return places, target
 
 
 def fit_linear_router(
@@ -172,18 +198,21 @@ def _read_states(
 
 
 @torch.no_grad()
-def _judge(logits: Tensor, target: Tensor) -> dict[str, float]:
-    """Return mean cross-entropy, and AUROC against who should rather think."""
+def _judge(logits: Tensor, target: Tensor) -> dict[str, float | None]:
+    """Return mean cross-entropy, and AUROC against who should rather think, None if all should."""
     entropy = functional.binary_cross_entropy_with_logits(logits.double(), target)
-    auroc = binary_auroc(logits.detach(), (target > 0.5).long())
-    return {"cross_entropy": entropy.item(), "auroc": auroc.item()}
+    is_one = target > 0.5
+    auroc = None if is_one.all() or not is_one.any() else binary_auroc(logits, is_one.long()).item()
+    return {"cross_entropy": entropy.item(), "auroc": auroc}
 
 
-def _print(judged: dict[str, dict[str, float]], loss: float) -> None:
-    """Print what no router, the old and the new one are worth."""
-    table = Table("router", "cross-entropy", "AUROC")
+def _print(judged: dict[str, dict[str, float | None]], loss: float) -> None:
+    """Print what no router, the new and the old one are worth."""
+    table = Table("router", "cross-entropy", "AUROC", title="on the queries it was fitted to")
     for name, values in judged.items():
-        table.add_row(name, f"{values['cross_entropy']:.4f}", f"{values['auroc']:.4f}")
+        table.add_row(
+            name, *("-" if value is None else f"{value:.4f}" for value in values.values())
+        )
     console = Console()
     console.print(table)
     console.print(f"cross-entropy and penalty come to {loss:.4f}")

@@ -63,7 +63,7 @@ def test_the_held_out_set_has_each_query_once(reader, tmp_path):
     assert list(build_held_out_set(twice, pool, 0.5, seed=0).queries) == list(once.queries)
     assert once.query_spans == {"train": range(len(once.queries))}
     assert once.pools == {"train": range(len(pool))}
-    with pytest.raises(ValueError, match=r"none of 160 .*data\.held_out is 0\.0"):
+    with pytest.raises(ValueError, match=r"none of 160 .* in a share of 0\.0"):
         build_held_out_set(queries, pool, 0.0, seed=0)
 
 

@@ -35,7 +35,7 @@ def test_all_queries_can_be_read_as_an_evaluation_set(reader):
     records = make(reader, 0.3)
     found, (queries, _) = records.read_share(1.0), records.read_all()
     assert sorted(found.queries.ids.tolist()) == sorted(queries.ids.tolist())
-    with pytest.raises(ValueError, match=r"none of 160 training queries is held out"):
+    with pytest.raises(ValueError, match=r"none of 160 training queries is in a share"):
         records.read_share(0.0)
 
 

@@ -3,11 +3,13 @@ import torch
 from torch.nn import functional
 
 from tracelib.retrieval import coarse, fused
-from tracelib.retrieval.coarse import find_fastest_seconds, multiply, round_rows
+from tracelib.retrieval.coarse import multiply, round_rows
 from tracelib.retrieval.fused import PackedQueries, is_usable
 from tracelib.retrieval.search import TopKSearch
 
-pytestmark = pytest.mark.skipif(not is_usable(64), reason="oneDNN has no code for this processor")
+pytestmark = pytest.mark.skipif(
+    not torch.cpu._is_vnni_supported(), reason="the processor multiplies no bytes"
+)
 ONE = torch.ones(1, 1)
 
 
@@ -89,6 +91,10 @@ def test_a_search_uses_it_and_finds_the_same(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_it_is_used_where_the_processor_can():
+    assert all(is_usable(num_dimensions) for num_dimensions in (64, 100, 576, 768))
+
+
 def test_an_operator_that_errs_or_lacks_is_not_used(monkeypatch):
     is_usable.cache_clear()
     mark = PackedQueries.mark_reaching
@@ -118,4 +124,3 @@ def test_an_operator_that_is_slow_is_not_used(monkeypatch):
     monkeypatch.setattr(fused, "find_fastest_seconds", lambda product: next(seconds))
     assert not is_usable(64)
     is_usable.cache_clear()
-    assert find_fastest_seconds(lambda: torch.ones(2, 2)) > 0

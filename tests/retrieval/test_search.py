@@ -438,6 +438,19 @@ def test_a_guess_from_a_fair_sample_holds_and_is_of_use(pool, kind):
     assert num_higher.float().mean() < 200
 
 
+def test_all_pairs_that_wait_may_turn_out_too_low():
+    # the second tile makes many pairs wait, and the third, scored whole, has better ones
+    queries = torch.zeros(1024, 64)
+    queries[:, 0] = 1
+    cosines = torch.cat([torch.zeros(2048), torch.full((40,), 0.3), torch.full((2008,), -0.1)])
+    cosines = torch.cat([cosines, torch.full((2048,), 0.9)])
+    rows = torch.zeros(6144, 64)
+    rows[:, 0], rows[:, 1] = cosines, (1 - cosines**2).sqrt()
+    found = TopKSearch(queries, 3, (torch.float32,))
+    found.add(rows, 0)
+    assert found.result()[1].tolist() == [[4096, 4097, 4098]] * 1024
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_queries_misled_by_the_sample_search_again():
     queries = torch.randn(40, 100)
@@ -693,7 +706,7 @@ def test_estimate_of_memory(pool):
 
 
 @needs_proc
-def test_bounds_of_some_tiles_take_no_more_memory():
+def test_a_guess_takes_no_more_memory():
     measured, estimated = measure_memory("noise", 33000)
     assert measured < estimated
 

@@ -60,8 +60,8 @@ def build_held_out_set(
     found = queries.select(is_kept & mark_held_out(queries.ids, share, seed))
     if not len(found):
         raise ValueError(
-            f"none of {len(queries)} training queries is held out (data.held_out is {share}): fit "
-            "with a larger data.held_out, such as 0.2"
+            f"none of {len(queries)} training queries is in a share of {share} (data.held_out of "
+            "the fit, or --share): take a larger one, such as 0.2"
         )
     return EvaluationSet(found, pool, {"train": range(len(found))}, {"train": range(len(pool))})
 

@@ -37,6 +37,12 @@ def write_adapter(path: Path, weights: Mapping[str, Tensor], fingerprint: str, s
         save_file({name: w.detach().contiguous() for name, w in weights.items()}, partial, metadata)
 
 
+def read_step(path: Path) -> int:
+    """Return how many steps the weights of a sound adapter file were trained."""
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["global_step"])
+
+
 def read_adapter(path: Path, expected: Mapping[str, Tensor], fingerprint: str) -> dict[str, Tensor]:
     """Return the weights of a file that `write_adapter` wrote, after `check_adapter`.
 
@@ -106,5 +112,5 @@ def check_weights(
     if found:
         raise AdapterError(
             f"{source} {' and '.join(found)}: it belongs to a recipe with another model.encoder or "
-            "model.router_weight, or is damaged"
+            "model.router_weight or model.router_width, or is damaged"
         )

@@ -25,7 +25,10 @@ _UNIT = 64  # of a product to a step of a byte, which only tells whether the thr
 # than the half that rounding forgives.
 _MAX_DIMENSIONS = 2**13
 _MOST = 2.0**40
-_MOST_SLOWER = 50  # of small products; without code for the processor it is hundreds of times
+# Products this small are mostly overhead, a few times that of plain ones; where oneDNN has no code
+# for the processor it takes hundreds of times as long, which larger ones would make a long wait.
+_PROBE_QUERIES, _PROBE_ROWS = 64, 256
+_MOST_SLOWER = 20
 
 
 class PackedQueries:
@@ -106,7 +109,7 @@ def is_usable(num_dimensions: int) -> bool:
     try:
         queries, rows = (
             torch.randint(-127, 128, (num_rows, num_dimensions), generator=random).to(torch.int8)
-            for num_rows in (32, 64)
+            for num_rows in (_PROBE_QUERIES, _PROBE_ROWS)
         )
         queries[0] = rows[0] = 127
         queries[1] = -127

@@ -115,7 +115,8 @@ class TopKSearch:
     def multiply(queries: Tensor, rows: Tensor) -> Tensor:
         """Return `[B, N]` products of coarse values `[B, D]` and `[N, D]`.
 
-        One overridden to err by more than float32 would is found out and not used.
+        One overridden to err by more than float32 would is found out and not used. Int8 is
+        multiplied elsewhere where a processor can compare as it multiplies.
         """
         return coarse.multiply(queries, rows)
 
@@ -212,11 +213,12 @@ class TopKSearch:
         """Search a first chunk without a guess for queries that found fewer than k as good."""
         floor, found = self._floor[:, -1], decode_hits(self._best)[0][:, -1]
         short = (found < floor).nonzero().flatten()
-        if len(short):
-            again = copy.copy(self)
-            again._take_queries(self._steps[short], self._best.shape[1])
-            again._scan(rows, first_place)
-            self._best[short], self._floor[short] = again._best, again._floor
+        for part in torch.split(short, _QUERY_BLOCK):  # hardly ever one, and small for all that
+            if len(part):
+                again = copy.copy(self)
+                again._take_queries(self._steps[part], self._best.shape[1])
+                again._scan(rows, first_place)
+                self._best[part], self._floor[part] = again._best, again._floor
 
     def _choose_types(self, tile: Tile) -> list[torch.dtype]:
         """Return the coarse types to filter by, chosen at the first tile."""
@@ -297,6 +299,8 @@ class TopKSearch:
     def _score_pairs(self, parts: Sequence[Pairs], rows: Tensor, first_place: int) -> None:
         """Merge the pairs waiting, of which those may be hits, into the best of their queries."""
         pairs = self._drop_low(join_pairs(parts))
+        if not len(pairs.query):  # better ones were found meanwhile
+            return
         row, order = pairs.row.sort()  # neighbours share rows, which are rounded once
         query = pairs.query[order]
         products = []
