@@ -17,7 +17,7 @@ from tracelib.models.encoder import Encoder
 from tracelib.types import EncoderInput
 
 _LEAST_PROMPTS = 4
-_LEAST_TOKENS = 8  # a pass over fewer costs more than it saves
+_LEAST_TOKENS = 8  # fewer are not worth a pass of their own
 
 
 def find_common_prefix(prompts: Sequence[EncoderInput]) -> Tensor:
