@@ -27,7 +27,7 @@ from tracelib.models.encoder import Encoder
 from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import FirstTokenGate, Gate, HeadGate
 from tracelib.models.rollout import Rollout
-from tracelib.models.router import NUM_TASKS, DifficultyRouter
+from tracelib.models.router import NUM_TASKS, ROUTER_WIDTH, DifficultyRouter
 from tracelib.models.sharding import join_chunks, shard_encoder, shard_head
 from tracelib.own_thoughts import OwnThoughts
 from tracelib.types import CandidateBatch, ContrastiveRationale, QueryBatch, TrainBatch
@@ -79,7 +79,7 @@ class RetrievalModule(LightningModule):
         lm_weight: float = 1.0,
         router_weight: float = 1.0,
         router_stop_gradient: bool = True,
-        router_width: int = 64,
+        router_width: int = ROUTER_WIDTH,
         max_rationale_tokens: int = 256,
         decode_batch_size: int = 128,
         contrastive_rationale: ContrastiveRationale = "annotated",

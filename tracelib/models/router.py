@@ -10,6 +10,9 @@ from torch import Tensor, nn
 NUM_TASKS = 9
 """M-BEIR task ids run from 0 to 8."""
 
+ROUTER_WIDTH = 64
+"""Hidden units of a router, unless a recipe says otherwise."""
+
 
 class DifficultyRouter(nn.Module):
     """P(the query needs thought), from the state that predicts its first token.
@@ -20,7 +23,9 @@ class DifficultyRouter(nn.Module):
         stop_gradient: Keep the router's gradient out of the backbone.
     """
 
-    def __init__(self, hidden_size: int, width: int = 64, stop_gradient: bool = True) -> None:
+    def __init__(
+        self, hidden_size: int, width: int = ROUTER_WIDTH, stop_gradient: bool = True
+    ) -> None:
         super().__init__()
         self.stop_gradient = stop_gradient
         hidden = [nn.Linear(hidden_size, width), nn.GELU()] if width else []
