@@ -49,7 +49,7 @@ _QUERY_BYTES = 4 + 4 + 2 * 2 + 2  # of a coordinate: exact, float32, int8 twice,
 _HIT_BYTES = 100
 _TILE_BYTES = 40  # of a coordinate
 _BLOCK_BYTES = 12  # of a coordinate
-_PRODUCT_BYTES = 40
+_PRODUCT_BYTES = 64
 _PAIR_BYTES = 120
 # coarse type, number of leading coordinates or None for all, most of all pairs to let through
 _Sieve = tuple[torch.dtype, int | None, float]
@@ -303,13 +303,14 @@ class TopKSearch:
             return
         row, order = pairs.row.sort()  # neighbours share rows, which are rounded once
         query = pairs.query[order]
-        products = []
+        # one tensor for all: small ones that stay, between large that go, would scatter memory
+        products = torch.empty(len(row), dtype=torch.float64, device=row.device)
         for start in range(0, len(row), self._pairs_at_once):
             part = slice(start, start + self._pairs_at_once)
             used, position = torch.unique_consecutive(row[part], return_inverse=True)
             steps = round_units(rows[used], "candidate", first_place)
-            products.append(self._multiply_pairs(query[part], position, steps))
-        keys = encode_hits(round_scores(torch.cat(products)), row + first_place)
+            products[part] = self._multiply_pairs(query[part], position, steps)
+        keys = encode_hits(round_scores(products), row + first_place)
         keep_best_of_pairs(self._best, query, keys)
         # a guess holds until k rows are found that reach it
         self._floor = torch.maximum(decode_hits(self._best)[0], self._floor[:, -1:])
