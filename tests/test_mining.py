@@ -68,7 +68,7 @@ def embedded(run):
     """The training records, and unit vectors of them embedded one by one, without a store."""
     module, data, _ = load_run(run)
     data.set_up_training_queries()
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     found = data.evaluation_sets["train"]
     parts = [[i] for i in range(len(found.queries))], [[i] for i in range(len(found.candidates))]
     query_loader, candidate_loader = data.build_evaluation_loaders("train", *parts)
@@ -220,7 +220,7 @@ def session(run, folder, mined):
     module, data, _ = load_run(run)
     data.set_up_training_queries()
     fingerprint = module.compute_fingerprint()
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     session = open_training_session(module, data, AlwaysGate(), folder / "embeddings", fingerprint)
     assert not session.queries.list_open_shards()
     return session

@@ -78,7 +78,7 @@ def embed(run, split="train"):
         data.set_up_training_queries(data.held_out)
     else:
         data.setup("validate")
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     found = data.evaluation_sets[split]
     parts = [[i] for i in range(len(found.queries))], [[i] for i in range(len(found.candidates))]
     query_loader, candidate_loader = data.build_evaluation_loaders(split, *parts)
@@ -322,7 +322,7 @@ def test_only_the_router_is_another(run, routed):
 def test_router_is_the_best_linear_one_of_prompt_states(rows, run, routed):
     module, data, _ = load_run(routed)
     data.set_up_training_queries(data.held_out)
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     queries = data.evaluation_sets["train"].queries
     loader = data.build_evaluation_loaders("train", [[i] for i in range(len(queries))], [])[0]
     with torch.no_grad():
@@ -338,7 +338,7 @@ def test_router_is_the_best_linear_one_of_prompt_states(rows, run, routed):
     )
     # where a logistic regression with a penalty is at its best
     slope = ((probability - target)[:, None] * inputs).mean(0) + 2e-4 * last.weight[0]
-    assert slope.abs().max() < 1e-6
+    assert slope.abs().max() < 3e-6
     assert (probability - target).mean().abs() < 1e-6
     report = json.loads((routed / "router_fit.json").read_text())
     entropy = functional.binary_cross_entropy(probability, target).item()

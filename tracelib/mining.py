@@ -110,7 +110,7 @@ def _load(run: Path) -> LoadedRun:
     module, data, config = load_run(run)
     data.set_up_training_queries()
     fingerprint = module.compute_fingerprint()
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     module = module.to("cuda" if torch.cuda.is_available() else "cpu")
     name = run.parent.name if run.name.startswith("version_") else run.name
     return LoadedRun(name, run, SPLIT, module, data, config, fingerprint)

@@ -93,7 +93,7 @@ def route_labels(
     module, data, config = _load(run, split, share)
     sampling = dataclasses.replace(sampling, seed=data.seed)
     fingerprint = module.compute_fingerprint()
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     sessions = ThoughtSessions(module, data, split, store_dir, fingerprint, sampling, share)
     console = Console()
     columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -181,7 +181,7 @@ def _read_states(
     module: RetrievalModule, data: MBEIRDataModule, places: NDArray[np.int64]
 ) -> Tensor:
     """Return `[Q, D]` the prompt states of training queries at some places."""
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     module = module.to("cuda" if torch.cuda.is_available() else "cpu")
     queries = data.evaluation_sets["train"].queries
     order = np.lexsort((queries.lengths[places], queries.has_image[places]))

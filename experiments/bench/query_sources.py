@@ -69,7 +69,7 @@ class RunSource:
         module, data, _ = load_run(self.run)
         data.setup("test")
         queries = data.evaluation_sets["test"].queries
-        module.encoder.merge_lora()
+        module.encoder.prepare_inference()
         cast_weights(module, self.dtype).to(self.device)
 
         def read_prompts(places: Sequence[int]) -> list[EncoderInput]:

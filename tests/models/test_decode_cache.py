@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from tracelib.models.decode_cache import DecodeCache
 
 NUM_LAYERS, NUM_HEADS, HEAD_SIZE = 2, 3, 4
-SPARE = 16  # columns; more than that are never allocated beside those in use
+SPARE = 32  # columns that are allocated beside those in use, and up to twice that many
 
 
 class ListedRows:
@@ -66,9 +66,9 @@ def step(cache, listed):
     assert num_before == 0
     assert mask.shape == (len(listed.rows), num_columns)
     assert seen[0][0].shape[2] == num_columns
-    # causal attention sees all up to this one's column, and nothing was written behind it
-    assert mask[:, cache.get_seq_length()].all()
-    assert not mask[:, cache.get_seq_length() + 1 :].any()
+    # causal attention sees all up to the last column, wherever the ring is written
+    assert cache.get_seq_length() == num_columns - 1
+    assert mask[:, cache.next].all()
     # what is not a token is a number all the same: it weighs nothing, but is multiplied
     assert all(tensor.isfinite().all() for layer in seen for tensor in layer)
     # rows that follow each other without a gap are faster to attend to
@@ -76,8 +76,14 @@ def step(cache, listed):
     for number, row in enumerate(listed.rows):
         for expected, (keys, values) in zip(row, seen, strict=True):
             found = torch.stack([keys[number], values[number]])
-            assert torch.equal(found[:, :, mask[number].bool()], expected)
+            columns = list_columns(cache, expected.shape[2] - 1)
+            assert torch.equal(found[:, :, columns], expected)
     cache.advance()
+
+
+def list_columns(cache, num_before):
+    """Return the columns of a row's last tokens and of the next one."""
+    return (cache.next - torch.arange(num_before, -1, -1)) % cache.num_columns
 
 
 def drop(cache, listed, goes):
@@ -90,17 +96,15 @@ def check(cache, listed):
     """Compare what is stored, and that nothing is stored that is not needed."""
     lengths = [row[0].shape[2] for row in listed.rows]
     assert cache.num_active == len(lengths)
-    assert cache.get_seq_length() == cache.stop
-    assert cache.stop - cache.start == max(lengths, default=0)
     mask = cache.attention_mask
     assert mask.sum(-1).tolist() == [length + 1 for length in lengths]  # the next token, too
-    columns = slice(cache.start, cache.stop)
+    assert max(lengths, default=0) < cache.num_columns
     for number, row in enumerate(listed.rows):
-        last = slice(cache.stop - lengths[number], cache.stop + 1)
-        assert mask[number, last].all()  # all rows end at the same column
+        columns = list_columns(cache, lengths[number])
+        assert mask[number, columns].all()  # all rows end at the same column
         for layer, expected in zip(cache.layers, row, strict=True):
-            found = torch.stack([layer.keys[number], layer.values[number]])[:, :, columns]
-            assert torch.equal(found[:, :, mask[number, columns].bool()], expected)
+            found = torch.stack([layer.keys[number], layer.values[number]])
+            assert torch.equal(found[:, :, columns[:-1]], expected)
 
 
 @pytest.mark.parametrize("sides", [("left",), ("right",), ("left", "right")])
@@ -108,7 +112,7 @@ def check(cache, listed):
 @pytest.mark.parametrize("seed", range(3))
 def test_any_order_of_events_keeps_every_row(seed, num_slots, sides):
     rng = random.Random(f"{seed} {num_slots} {sides}")
-    cache, listed, longest = DecodeCache(num_slots), ListedRows(), 0
+    cache, listed = DecodeCache(num_slots), ListedRows()
     for _ in range(150):
         active = len(listed.rows)
         event = rng.choices(("add", "drop", "step"), (2, 1, 5))[0]
@@ -119,10 +123,12 @@ def test_any_order_of_events_keeps_every_row(seed, num_slots, sides):
         else:
             step(cache, listed)
         check(cache, listed)
-        longest = max(longest, cache.get_seq_length())
         keys = cache.layers[0].keys
         assert keys.shape[0] <= num_slots
-        assert keys.shape[2] <= longest + SPARE
+        assert keys.shape[2] == cache.num_columns
+        if event != "drop" and listed.rows:
+            longest = max(row[0].shape[2] for row in listed.rows)
+            assert cache.num_columns <= longest + 2 * SPARE
 
 
 def fill(num_slots, num_rows, width):
@@ -140,23 +146,35 @@ def test_active_rows_keep_their_coming_column_when_the_cache_grows(num_rows, wid
     before = cache.layers[0].keys.shape
     add_prompts(rng, cache, listed, num_rows, width)
     assert cache.layers[0].keys.shape != before
-    assert cache.attention_mask[:, cache.stop].tolist() == [1] * (2 + num_rows)
+    assert cache.attention_mask[:, cache.next].tolist() == [1] * (2 + num_rows)
     step(cache, listed)
     check(cache, listed)
 
 
-def test_columns_move_back_when_they_reach_the_end():
+def test_a_ring_that_is_long_enough_does_not_move():
     rng, cache, listed = fill(2, 1, 5)
-    starts = []
-    for number in range(60):
+    places, columns = {cache.layers[0].keys.data_ptr()}, []
+    for number in range(120):
         step(cache, listed)
         check(cache, listed)
         if number % 6 == 0:  # one row always leaves, so that few columns are in use
             add_prompts(rng, cache, listed, 1, 5)
             drop(cache, listed, [True, False])
-        starts.append(cache.start)
-    assert sum(a > b for a, b in pairwise(starts)) > 1
-    assert cache.layers[0].keys.shape[2] <= 12 + SPARE
+        columns.append(cache.next)
+        if number > 6:
+            places.add(cache.layers[0].keys.data_ptr())
+    assert len(places) <= 2  # the second row took a slot
+    assert sum(a > b for a, b in pairwise(columns)) > 1  # and the ring went round
+
+
+def test_a_long_row_leaves_no_long_ring():
+    rng, cache, listed = fill(2, 1, 200)
+    assert cache.num_columns > 6 + 2 * SPARE
+    add_prompts(rng, cache, listed, 1, 5)
+    drop(cache, listed, [True, False])
+    step(cache, listed)
+    check(cache, listed)
+    assert cache.num_columns <= 6 + 2 * SPARE
 
 
 def test_holes_are_filled_from_behind():
@@ -173,7 +191,6 @@ def test_holes_are_filled_from_behind():
 def test_all_rows_may_leave_and_others_come():
     rng, cache, listed = fill(3, 3, 9)
     drop(cache, listed, [True, True, True])
-    assert cache.start == cache.stop
     assert len(cache.attention_mask) == 0
     add_prompts(rng, cache, listed, 2, 20)
     check(cache, listed)

@@ -171,7 +171,7 @@ def test_merged_lora_gives_the_same_embeddings(make_encoder, batch):
     row = next(p for name, p in encoder.named_parameters() if "trainable_tokens" in name)
     row.data.normal_(std=2)
     unmerged = encode(encoder, batch)
-    encoder.merge_lora()
+    encoder.prepare_inference()
     assert not any("lora" in name for name, _ in encoder.named_parameters())
     merged = encode(encoder, batch)
     assert close(merged.embedding, unmerged.embedding, 1e-4)

@@ -111,7 +111,7 @@ def test_reads_the_states_of_the_backbones_own_forward(
     """One row at a time, adapter merged, and with the library's own positions and attention."""
     encoder = make_encoder(other_backbone(family), read_offset=read_offset)
     output = encode(encoder, processor(answered))
-    encoder.merge_lora()
+    encoder.prepare_inference()
     for row, turn in enumerate(answered):
         inputs = processor([turn])
         given = {

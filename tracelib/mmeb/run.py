@@ -128,7 +128,7 @@ def _load(
         "dtype": str(module.encoder.dtype),
         "format_version": FORMAT_VERSION,
     }
-    module.encoder.merge_lora()
+    module.encoder.prepare_inference()
     encoder = MMEBEncoder(
         module.to("cuda" if torch.cuda.is_available() else "cpu"),
         dataclasses.replace(data.renderer, root=images_root),

@@ -1,7 +1,8 @@
 """Keys and values of the rows being decoded, in slots that finished rows leave to waiting ones.
 
-All rows end at the same column, so a step writes one column of every row in place, and a prompt
-that comes in while others are halfway stands against the same right edge.
+The columns are a ring, for attention asks no order of them. All rows end at the same column, so a
+step writes one column of every row in place, where the ring's oldest is that no row has need of;
+and a prompt that comes in while others are halfway stands right behind them.
 
 Shapes: A active rows, B rows of another cache, N rows to add, H heads, T tokens, C columns, E
 numbers of a head.
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_SPARE_COLUMNS = 16  # steps until the columns in use are moved back to the front
+_SPARE_COLUMNS = 32  # by which the longest row may grow before the ring does
 
 
 class DecodeCache(Cache):
@@ -30,10 +31,15 @@ class DecodeCache(Cache):
         self._slots: list[_DecodeLayer] = []
         super().__init__(layers=self._slots)  # type: ignore[arg-type]
         self.num_slots, self.num_active = num_slots, 0
-        # no row has a token outside the columns from start to stop
-        self.start = self.stop = 0
+        self.next = 0
+        """The column that a step writes."""
         self._lengths = torch.zeros(num_slots, dtype=torch.long)
         self._is_token = torch.zeros(0, 0, dtype=torch.long)
+
+    @property
+    def num_columns(self) -> int:
+        """C, all columns of the ring."""
+        return self._is_token.shape[1]
 
     @property
     def attention_mask(self) -> Tensor:
@@ -48,35 +54,34 @@ class DecodeCache(Cache):
             rows: `[N]` its rows to take, on the CPU; not more than there are free slots.
             attention_mask: `[B, T]` 1 on tokens, padded on either side.
         """
+        prefilled: Any = source.layers
+        if not self._slots:
+            self._slots += [_DecodeLayer(self, given.keys) for given in prefilled]
+            self._is_token = self._is_token.to(attention_mask.device)
         rows_there = rows.to(attention_mask.device)
         mask = attention_mask.index_select(0, rows_there)
         lengths = mask.sum(-1)
-        width = int(lengths.max())
-        self._make_room(source, len(rows), width)
-        # the last token of each row comes to the right edge, wherever its padding was
-        last = mask.shape[1] - 1 - mask.flip(-1).argmax(-1)
-        back = torch.arange(1 - width, 1, device=mask.device)
-        columns = (last[:, None] + back).clamp(min=0)
         slots = slice(self.num_active, self.num_active + len(rows))
-        edge = slice(self.stop - width, self.stop)
-        prefilled: Any = source.layers
+        self._lengths[slots] = lengths.cpu()
+        self._fit(slots.stop)
+        # the last token of each row comes right before the next column, wherever its padding was
+        last = mask.shape[1] - 1 - mask.flip(-1).argmax(-1)
+        back = torch.arange(1 - int(lengths.max()), 1, device=mask.device)
+        columns, places = (last[:, None] + back).clamp(min=0), self._count_back(-back)
         for layer, given in zip(self._slots, prefilled, strict=True):
             for ours, theirs in ((layer.keys, given.keys), (layer.values, given.values)):
-                ours[slots, :, edge] = theirs[rows_there[:, None], :, columns].transpose(1, 2)
+                ours[slots, :, places] = theirs[rows_there[:, None], :, columns].transpose(1, 2)
         self._is_token[slots] = 0
-        self._is_token[slots, edge] = (-back < lengths[:, None]).long()
-        self._lengths[slots] = lengths.cpu()
-        self.num_active += len(rows)
-        self._is_token[: self.num_active, self.stop] = 1
-        self._trim()
+        self._is_token[slots, places] = (-back < lengths[:, None]).long()
+        self.num_active = slots.stop
+        self._is_token[: self.num_active, self.next] = 1
 
     def advance(self) -> None:
         """Count the column that a step has written."""
         self._lengths[: self.num_active] += 1
-        self.stop += 1
-        if self.stop == self._is_token.shape[1]:
-            self._move(len(self._is_token), self.stop - self.start)
-        self._is_token[: self.num_active, self.stop] = 1
+        self.next = (self.next + 1) % self.num_columns
+        self._fit(self.num_active)
+        self._is_token[: self.num_active, self.next] = 1
 
     def drop_rows(self, goes: Tensor) -> Tensor:
         """Free the slots of some active rows, and fill the holes from behind.
@@ -96,48 +101,40 @@ class DecodeCache(Cache):
             self._lengths[holes] = self._lengths[movers]
             to, source = (slots.to(self._is_token.device) for slots in (holes, movers))
             self._is_token[to] = self._is_token[source]
-            columns = slice(self.start, self.stop)
             for layer in self._slots:
                 for tensor in (layer.keys, layer.values):
-                    tensor[to, :, columns] = tensor[source, :, columns]
+                    tensor[to] = tensor[source]
         self.num_active = num_kept
-        self._trim()
         return order
 
-    def _trim(self) -> None:
-        """Leave out the columns that no active row reaches back to."""
-        lengths = self._lengths[: self.num_active]
-        self.start = self.stop - (int(lengths.max()) if len(lengths) else 0)
+    def _count_back(self, steps: Tensor) -> Tensor:
+        """Return the columns written so many steps before the last, which is 0."""
+        return (self.next - 1 - steps) % self.num_columns
 
-    def _make_room(self, source: DynamicCache, num_rows: int, width: int) -> None:
-        """See that prompts of `width` tokens fit before the right edge, and a step behind them."""
-        if not self._slots:
-            prefilled: Any = source.layers
-            self._slots += [_DecodeLayer(self, given.keys) for given in prefilled]
-            self._is_token = self._is_token.to(self._slots[0].keys.device)
-        num_rows += self.num_active
-        if num_rows > len(self._is_token) or width > self.stop:
-            in_use = self.stop - self.start
-            self._move(max(num_rows, len(self._is_token)), max(width, in_use))
+    def _fit(self, num_rows: int) -> None:
+        """Have so many slots and the columns that their rows need, the next one included.
 
-    def _move(self, num_rows: int, stop: int) -> None:
-        """Let the columns in use end at `stop`, in tensors of just their size.
-
-        Attention sees all columns, so that loose ones would cost time.
+        Attention sees all columns, so that far too many would cost time.
         """
-        columns = slice(self.start, self.stop)
-        self.start, self.stop = stop - (self.stop - self.start), stop
-        place = slice(self.start, self.stop)
+        longest = int(self._lengths[:num_rows].max())
+        num_spare = self.num_columns - longest
+        if num_rows <= len(self._is_token) and 1 <= num_spare <= 2 * _SPARE_COLUMNS:
+            return
+        num_kept = int(self._lengths[: self.num_active].max()) if self.num_active else 0
+        number = torch.arange(num_kept - 1, -1, -1, device=self._is_token.device)
+        columns = self._count_back(number) if num_kept else number
+        shape = max(num_rows, len(self._is_token)), longest + _SPARE_COLUMNS
 
         def move(tensor: Tensor) -> Tensor:
-            shape = num_rows, *tensor.shape[1:-2], stop + _SPARE_COLUMNS, tensor.shape[-1]
-            moved = tensor.new_zeros(shape)
-            moved[: self.num_active, ..., place, :] = tensor[: self.num_active, ..., columns, :]
+            moved = tensor.new_zeros(shape[0], *tensor.shape[1:-2], shape[1], tensor.shape[-1])
+            kept = tensor[: self.num_active].index_select(-2, columns)
+            moved[: self.num_active, ..., :num_kept, :] = kept
             return moved
 
         self._is_token = move(self._is_token[..., None])[..., 0]
         for layer in self._slots:
             layer.keys, layer.values = move(layer.keys), move(layer.values)
+        self.next = num_kept
 
 
 class _DecodeLayer(CacheLayerMixin):
@@ -165,22 +162,19 @@ class _DecodeLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write `[A, H, 1, E]` behind the columns in use; return all columns, `[A, H, C, E]`.
-
-        Those in use alone would have gaps between rows, which slow attention on a CPU.
-        """
-        active, stop = self._cache.num_active, self._cache.stop
-        self.keys[:active, :, stop : stop + 1] = key_states
-        self.values[:active, :, stop : stop + 1] = value_states
+        """Write `[A, H, 1, E]` into the next column; return all columns, `[A, H, C, E]`."""
+        active, column = self._cache.num_active, self._cache.next
+        self.keys[:active, :, column] = key_states[:, :, 0]
+        self.values[:active, :, column] = value_states[:, :, 0]
         return self.keys[:active], self.values[:active]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return all columns, and where they start."""
-        return self.keys.shape[-2], 0
+        return self._cache.num_columns, 0
 
     def get_seq_length(self) -> int:
-        """Return the columns before that of the step."""
-        return self._cache.stop
+        """Return the last column, so that a causal mask hides none: the padding mask tells all."""
+        return self._cache.num_columns - 1
 
     def get_max_length(self) -> int:
         """Return -1: there is no limit."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,9 @@ from tracelib.models.backbone_parts import (
     get_causal_lm,
     has_image_positions,
 )
-from tracelib.models.pooling import find_emb_position, pool_embedding
+from tracelib.models.image_positions import find_image_positions
+from tracelib.models.lean_forward import LeanForward, install_lean_forward
+from tracelib.models.pooling import find_emb_position, find_read_position
 from tracelib.models.vision_memory import VisionMemory
 from tracelib.types import EncoderInput
 
@@ -142,6 +145,7 @@ class Encoder(nn.Module):
         self.projectors = find_projectors(model, projector)
         self._has_image_positions = has_image_positions(model)
         self._vision_memory = VisionMemory(find_vision_blocks(model), find_read_blocks(model))
+        self._lean: LeanForward | None = None
 
     @property
     def _causal_lm(self) -> Any:
@@ -167,10 +171,16 @@ class Encoder(nn.Module):
         """Where the weights are."""
         return self._causal_lm.model.device  # type: ignore[no-any-return]
 
-    def merge_lora(self) -> None:
-        """Fold the LoRA updates into the weights: faster, equal up to rounding, and no way back."""
+    def prepare_inference(self, lean: bool = True) -> None:
+        """Fold the LoRA updates into the weights: faster, equal up to rounding, and no way back.
+
+        Args:
+            lean: Whether the language model is read in fewer operations, where it can be.
+        """
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
+        if lean:
+            self._lean = install_lean_forward(self._causal_lm.get_decoder())
 
     def compute_positions(self, inputs: EncoderInput) -> tuple[Tensor, Tensor]:
         """Return rotary positions, and next position minus length `[B, 1]`.
@@ -180,13 +190,10 @@ class Encoder(nn.Module):
         if inputs.image_grid_thw is None or not self._has_image_positions:
             positions = (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)
             return positions, positions.new_zeros(len(positions), 1)
-        positions, deltas = self._causal_lm.model.get_rope_index(
-            inputs.input_ids,
-            mm_token_type_ids=inputs.mm_token_type_ids,
-            image_grid_thw=inputs.image_grid_thw,
-            attention_mask=inputs.attention_mask,
-        )
-        return positions, deltas
+        is_token = inputs.attention_mask.bool()
+        is_image = (inputs.mm_token_type_ids == 1) & is_token
+        merge_size = self._causal_lm.config.vision_config.spatial_merge_size
+        return find_image_positions(is_token, is_image, inputs.image_grid_thw, merge_size)
 
     def _build_mask(self, inputs: EncoderInput) -> Tensor:
         """Return the padding mask `[B, T]`, or with branches who sees whom, `[B, 1, T, T]`.
@@ -213,15 +220,29 @@ class Encoder(nn.Module):
             ~is_visible, hidden_score
         )[:, None]
 
-    def run_backbone(self, inputs: EncoderInput, positions: Tensor, cache: Any = None) -> Tensor:
-        """Return last-layer states `[B, T, D]`; `cache`, if given, is filled."""
+    def run_backbone(
+        self,
+        inputs: EncoderInput,
+        positions: Tensor,
+        cache: Any = None,
+        last: Tensor | None = None,
+    ) -> Tensor:
+        """Return last-layer states `[B, T, D]`, or those at places `last` `[B]` as `[B, 1, D]`.
+
+        `cache`, if given, is filled.
+        """
         patches = inputs.unpack().pixel_values
-        pictures = {"pixel_values": patches, "image_grid_thw": inputs.image_grid_thw}
         if self._has_image_positions and positions.ndim == 2:
             positions = positions.expand(3, -1, -1)
+        read, pictures = self._causal_lm.model, {}
+        if patches is not None:
+            pictures = {"pixel_values": patches, "image_grid_thw": inputs.image_grid_thw}
+        elif self._lean is not None:
+            read = self._lean
         # Positions are explicit, so the backbone's own remembered rope_deltas can't bite.
-        with self._vision_memory.share(inputs.vision_outputs):
-            output = self._causal_lm.model(
+        reading = nullcontext() if self._lean is None else self._lean.read_only(last)
+        with self._vision_memory.share(inputs.vision_outputs), reading:
+            output = read(
                 input_ids=inputs.input_ids,
                 attention_mask=self._build_mask(inputs),
                 position_ids=positions,
@@ -230,6 +251,8 @@ class Encoder(nn.Module):
                 use_cache=cache is not None,
             )
         hidden: Tensor = output.last_hidden_state
+        if last is not None and self._lean is None:
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), last][:, None]
         return hidden
 
     def predict_tokens(self, hidden: Tensor) -> Tensor:
@@ -243,11 +266,12 @@ class Encoder(nn.Module):
         Raises:
             ValueError: A row has no embedding token, or no target token.
         """
+        places = self._find_places(inputs)
         hidden = self._read(inputs)
         is_target = inputs.labels[:, 1:] != _IGNORED_LABEL
         rows = torch.arange(len(hidden), device=hidden.device)
         return EncoderOutput(
-            embedding=self._pool(inputs, hidden),
+            embedding=hidden[rows, places],
             prompt_state=hidden[rows, is_target.int().argmax(-1)],
             lm_logits=self.predict_tokens(hidden[:, :-1][is_target]),
             lm_targets=inputs.labels[:, 1:][is_target],
@@ -259,14 +283,14 @@ class Encoder(nn.Module):
         Raises:
             ValueError: A row has no embedding token.
         """
-        return self._pool(inputs, self._read(inputs))
+        return self._read(inputs, self._find_places(inputs))[:, 0]
 
-    def _read(self, inputs: EncoderInput) -> Tensor:
+    def _read(self, inputs: EncoderInput, last: Tensor | None = None) -> Tensor:
         positions = self.compute_positions(inputs)[0]
         if inputs.branches is not None:  # both continuations start where the prompt ends
             skipped = (inputs.branches == 1).sum(-1, keepdim=True)
             positions = positions - skipped * (inputs.branches == 2)
-        hidden = self.run_backbone(inputs, positions)
+        hidden = self.run_backbone(inputs, positions, last=last)
         if inputs.pixel_values is None and self.training:
             # A batch without pictures leaves the projector out of the graph, which DDP takes for an
             # error.
@@ -274,8 +298,8 @@ class Encoder(nn.Module):
             hidden = hidden + 0 * sum(p.sum() for p in weights if p.requires_grad)
         return hidden
 
-    def _pool(self, inputs: EncoderInput, hidden: Tensor) -> Tensor:
-        """Read each row's embedding at the embedding token of its response, not of its prompt."""
+    def _find_places(self, inputs: EncoderInput) -> Tensor:
+        """Return `[B]` where each embedding is read: by the token of its response, not prompt."""
         if inputs.branches is None:
             is_response = inputs.labels != _IGNORED_LABEL
         else:
@@ -285,4 +309,4 @@ class Encoder(nn.Module):
             # What comes before an empty thought is the prompt, not the other text.
             is_text = inputs.branches == 1
             position = position - is_text.sum(-1) * is_text.gather(1, position[:, None] - 1)[:, 0]
-        return pool_embedding(hidden, position, self.read_offset)
+        return find_read_position(position, self.read_offset)

@@ -131,9 +131,8 @@ class ReasoningEngine:
         num_shared = shared.get_seq_length()
         prompts, positions = drop_prefix(prompts, positions, num_shared)
         cache = repeat_cache(shared, len(lengths))
-        hidden = self.encoder.run_backbone(prompts, positions, cache)
         last = lengths[:, 0] - num_shared - 1
-        states = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        states = self.encoder.run_backbone(prompts, positions, cache, last)[:, 0]
         logits = self.encoder.predict_tokens(states)
         if self.router is None:
             probability = torch.full((len(states),), torch.nan, device=states.device)

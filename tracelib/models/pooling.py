@@ -1,11 +1,10 @@
 """Where an embedding is read: the state at, or just before, the embedding token.
 
-Shapes: B sequences, T tokens, D dimensions.
+Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -19,6 +18,7 @@ def find_emb_position(input_ids: Tensor, emb_token_id: int) -> Tensor:
     Raises:
         ValueError: A row has no embedding token; it never falls back to position 0.
 
+    >>> import torch
     >>> find_emb_position(torch.tensor([[5, 9, 0], [5, 6, 9]]), 9)
     tensor([1, 2])
     """
@@ -31,11 +31,10 @@ def find_emb_position(input_ids: Tensor, emb_token_id: int) -> Tensor:
     return is_emb.int().argmax(-1)
 
 
-def pool_embedding(hidden: Tensor, emb_position: Tensor, read_offset: int) -> Tensor:
-    """Return each row's state at `emb_position + read_offset`, `[B, D]`, not normalised.
+def find_read_position(emb_position: Tensor, read_offset: int) -> Tensor:
+    """Return the position of the state that is the embedding, `[B]`.
 
     Args:
-        hidden: `[B, T, D]` last-layer states.
         emb_position: `[B]` positions of the embedding token.
         read_offset: -1 for the state that predicts the token (TRACE, section 3.1), 0 for the
             token's own (RGE).
@@ -52,4 +51,4 @@ def pool_embedding(hidden: Tensor, emb_position: Tensor, read_offset: int) -> Te
     position = emb_position + read_offset
     if (position < 0).any():
         raise ValueError("an embedding token at position 0 has no state before it")
-    return hidden[torch.arange(len(hidden), device=hidden.device), position]
+    return position

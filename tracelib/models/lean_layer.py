@@ -1,0 +1,199 @@
+"""A layer of a language model in fewer and larger operations than transformers', for inference.
+
+Projections of one input are one product, a residual is added by the product that it belongs to,
+and one query a row attends by products over whole columns.
+
+Shapes: B rows, T tokens, D dimensions, Q heads of queries, K heads of keys, E numbers of a head,
+C columns of keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Mask(NamedTuple):
+    """Who sees whom: one of the two, or neither for all that came before.
+
+    Args:
+        visible: `[B, 1, T, C]` whether a token sees a column, or what is added to the score.
+        bias: `[B * K, Q / K, C]` what is added to the scores of one query a row.
+    """
+
+    visible: Tensor | None
+    bias: Tensor | None
+
+    def select(self, rows: Tensor, places: Tensor, num_columns: int) -> Mask:
+        """Return the mask of one token a row."""
+        if self.visible is None:
+            columns = torch.arange(num_columns, device=places.device)
+            return Mask((columns <= places[:, None])[:, None, None], None)
+        visible = self.visible.expand(len(rows), -1, -1, -1)
+        return Mask(visible[rows, :, places][:, :, None], None)
+
+
+class Rotation:
+    """Rotary positions.
+
+    Args:
+        cos: `[B, T, E]` cosines.
+        sin: `[B, T, E]` sines.
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self._half = cos.shape[-1] // 2
+        self._cos = cos[:, :, None]
+        self._sin = torch.cat([-sin[..., : self._half], sin[..., self._half :]], -1)[:, :, None]
+
+    def turn(self, heads: Tensor) -> Tensor:
+        """Return heads `[B, T, K, E]`, turned."""
+        swapped = torch.cat([heads[..., self._half :], heads[..., : self._half]], dim=-1)
+        return torch.addcmul(heads * self._cos, swapped, self._sin)
+
+
+class LeanLayer:
+    """What takes the place of a decoder layer, with its weights.
+
+    Args:
+        layer: A layer of a Llama's build; there may be norms on the heads of queries and keys.
+        number: Its number in the cache.
+
+    Raises:
+        AttributeError: It has no such parts.
+        ValueError: It attends to a sliding window, or its weights are not plain.
+    """
+
+    def __init__(self, layer: Any, number: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        if getattr(attention, "sliding_window", None) is not None:
+            raise ValueError(f"layer {number} attends to a sliding window")
+        self._number = number
+        self._norm_in, self._norm_mlp = layer.input_layernorm, layer.post_attention_layernorm
+        self._project = _Parallel(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self._head_size, self._scale = attention.head_dim, attention.scaling
+        self._out = _check_plain(attention.o_proj)
+        self._expand = _Parallel(mlp.gate_proj, mlp.up_proj)
+        self._activate, self._down = mlp.act_fn, _check_plain(mlp.down_proj)
+        self.num_queries = attention.q_proj.out_features // self._head_size
+        self.num_keys = attention.k_proj.out_features // self._head_size
+
+    def __call__(
+        self, states: Tensor, rotation: Rotation, mask: Mask, cache: Any, last: Tensor | None
+    ) -> Tensor:
+        """Return the states after the layer.
+
+        Args:
+            states: `[B, T, D]` before it.
+            rotation: Of the tokens.
+            mask: Over the columns.
+            cache: Takes keys and values, or None.
+            last: `[B]` the one place of each row whose state is wanted, or None for all.
+
+        Returns:
+            `[B, T, D]`, or `[B, 1, D]`.
+        """
+        heads = self._project(normalize(states, self._norm_in))
+        heads = heads.view(*heads.shape[:-1], -1, self._head_size)
+        sizes = [self.num_queries, self.num_keys]
+        turned, value = torch.split(heads, [sum(sizes), self.num_keys], dim=2)
+        turned = rotation.turn(self._normalize_heads(turned, sizes))
+        query, key = torch.split(turned, sizes, dim=2)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self._number)
+        if last is not None:
+            rows = torch.arange(len(last), device=last.device)
+            mask = mask.select(rows, last, key.shape[2])
+            query, states = query[rows, last][:, None], states[rows, last][:, None]
+        states = _add_product(states, self._attend(query, key, value, mask), self._out)
+        gate, up = self._expand(normalize(states, self._norm_mlp)).chunk(2, dim=-1)
+        return _add_product(states, self._activate(gate).mul_(up), self._down)
+
+    def _normalize_heads(self, heads: Tensor, sizes: list[int]) -> Tensor:
+        """Return heads of queries and keys `[B, T, Q + K, E]`, normalised where the model does."""
+        if self._head_norms == [None, None]:
+            return heads
+        parts = zip(torch.split(heads, sizes, dim=2), self._head_norms, strict=True)
+        return torch.cat([normalize(part, norm) for part, norm in parts], dim=2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+        """Return `[B, T, Q * E]`, what queries `[B, T, Q, E]` see."""
+        if mask.bias is not None:
+            queries = query.reshape(len(mask.bias), -1, self._head_size)
+            scores = torch.baddbmm(
+                mask.bias, queries, key.flatten(0, 1).transpose(1, 2), alpha=self._scale
+            )
+            return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(len(query), 1, -1)
+        seen = functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key,
+            value,
+            attn_mask=mask.visible,
+            scale=self._scale,
+            is_causal=mask.visible is None and query.shape[1] > 1,
+            enable_gqa=self.num_queries > self.num_keys,
+        )
+        return seen.transpose(1, 2).flatten(2)
+
+
+class _Parallel:
+    """Projections of one input as one product; their weights become parts of its weight.
+
+    Args:
+        projections: Plain ones, all with a bias or all without.
+    """
+
+    def __init__(self, *projections: nn.Linear) -> None:
+        self._projections = [_check_plain(projection) for projection in projections]
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the results side by side."""
+        first = self._projections[0].weight
+        # a change of type or device takes the projections' weights elsewhere
+        if self._weight is None or self._weight.data_ptr() != first.data_ptr():
+            self._weight = _lay_together([p.weight for p in self._projections])
+            biases = [p.bias for p in self._projections if p.bias is not None]
+            self._bias = _lay_together(biases) if biases else None
+        return functional.linear(inputs, self._weight, self._bias)
+
+
+@torch.inference_mode(mode=False)
+def _lay_together(parameters: Sequence[Tensor]) -> Tensor:
+    """Return one tensor of all rows, of which the parameters hold parts from now on."""
+    whole = torch.cat([parameter.data for parameter in parameters])
+    parts = torch.split(whole, [len(parameter) for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part
+    return whole
+
+
+def _check_plain(projection: nn.Module) -> nn.Linear:
+    """Return the projection.
+
+    Raises:
+        ValueError: It is not a plain one, but adapted or quantized.
+    """
+    if type(projection) is not nn.Linear:
+        raise ValueError(f"a projection is a {type(projection).__name__}, not a plain Linear")
+    return projection
+
+
+def normalize(states: Tensor, norm: Any) -> Tensor:
+    """Return states `[..., D]` after a module that is an RMS norm."""
+    weight: Tensor = norm.weight
+    return functional.rms_norm(states, weight.shape, weight, norm.variance_epsilon)
+
+
+def _add_product(states: Tensor, inputs: Tensor, projection: nn.Linear) -> Tensor:
+    """Return `[B, T, D]` states plus the projected inputs."""
+    weight = projection.weight.t()
+    added = torch.addmm(states.flatten(0, 1), inputs.flatten(0, 1), weight).view(states.shape)
+    return added if projection.bias is None else added.add_(projection.bias)
