@@ -1,11 +1,13 @@
 """The two loops that the engine is measured against, over the same model and the same prompts.
 
-Both take a model whose LoRA updates are merged, and left-padded prompts. Shapes: B queries,
-T tokens, D dimensions.
+Both take a model whose LoRA updates are merged, and left-padded prompts, and read them by
+transformers' own layers. Shapes: B queries, T tokens, D dimensions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,18 @@ from torch import Tensor
 
 from tracelib.models.encoder import Encoder
 from tracelib.types import EncoderInput
+
+
+@contextmanager
+def use_own_layers(model: Any) -> Iterator[None]:
+    """Until it closes, have a prepared model read by transformers' own forward pass."""
+    decoder = model.get_decoder()
+    lean = vars(decoder).pop("forward", None)
+    try:
+        yield
+    finally:
+        if lean is not None:
+            decoder.forward = lean
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,10 @@ class DecodeLoop:
         which the cache holds already and is dropped from it. This pass leaves out the vocabulary.
         """
         model: Any = self.encoder.model
-        prompt = prompt.to(self.encoder.device)
+        with use_own_layers(model):
+            return self._embed_alone(model, prompt.to(self.encoder.device))
+
+    def _embed_alone(self, model: Any, prompt: EncoderInput) -> tuple[list[int], Tensor]:
         output = model.generate(**self._build_arguments(prompt, self.max_rationale_tokens))
         written = output.sequences[0, prompt.input_ids.shape[1] :].tolist()
         thought = written[:-1] if written[-1] == self.encoder.emb_token_id else written
@@ -61,8 +78,12 @@ class DecodeLoop:
         row's read position is taken. All rows wait for the longest.
         """
         prompts = prompts.to(self.encoder.device)
-        arguments = self._build_arguments(prompts, self.max_rationale_tokens + 1)
         model: Any = self.encoder.model
+        with use_own_layers(model):
+            return self._embed_batch(model, prompts)
+
+    def _embed_batch(self, model: Any, prompts: EncoderInput) -> tuple[list[list[int]], Tensor]:
+        arguments = self._build_arguments(prompts, self.max_rationale_tokens + 1)
         output = model.generate(**arguments, output_hidden_states=True)
         written = output.sequences[:, prompts.input_ids.shape[1] :]
         is_emb = written == self.encoder.emb_token_id
@@ -80,7 +101,8 @@ class DecodeLoop:
         """Return what plain `generate` gives on a padded batch: token ids, prompts included."""
         prompts = prompts.to(self.encoder.device)
         model: Any = self.encoder.model
-        output = model.generate(**self._build_arguments(prompts, self.max_rationale_tokens))
+        with use_own_layers(model):
+            output = model.generate(**self._build_arguments(prompts, self.max_rationale_tokens))
         sequences: Tensor = output.sequences
         return sequences
 

@@ -34,7 +34,7 @@ class Source:
     """A loaded model and its queries.
 
     Args:
-        encoder: The model, LoRA updates merged, ready to embed.
+        encoder: The model, prepared for inference.
         router: The head, or None.
         max_rationale_tokens: Longest thought.
         pad_token_id: Padding of prompts.
@@ -184,6 +184,7 @@ class CountdownSource:
         with torch.device(self.device):
             model = build_countdown_model(self.sizes, self.dtype)
         encoder = CountdownEncoder(model)
+        encoder.prepare_inference()
         return Source(encoder, None, longest, pad_token_id, self.num_queries, read_prompts)
 
 
