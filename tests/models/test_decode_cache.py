@@ -124,7 +124,7 @@ def test_any_order_of_events_keeps_every_row(seed, num_slots, sides):
             step(cache, listed)
         check(cache, listed)
         keys = cache.layers[0].keys
-        assert keys.shape[0] <= num_slots
+        assert keys.shape[0] == num_slots
         assert keys.shape[2] == cache.num_columns
         if event != "drop" and listed.rows:
             longest = max(row[0].shape[2] for row in listed.rows)
@@ -139,7 +139,7 @@ def fill(num_slots, num_rows, width):
     return rng, cache, listed
 
 
-@pytest.mark.parametrize(("num_rows", "width"), [(1, 60), (4, 3), (4, 60)])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 60), (4, 60)])
 def test_active_rows_keep_their_coming_column_when_the_cache_grows(num_rows, width):
     """The growth takes place between the steps, when the next column is already counted."""
     rng, cache, listed = fill(8, 2, 5)
@@ -161,9 +161,8 @@ def test_a_ring_that_is_long_enough_does_not_move():
             add_prompts(rng, cache, listed, 1, 5)
             drop(cache, listed, [True, False])
         columns.append(cache.next)
-        if number > 6:
-            places.add(cache.layers[0].keys.data_ptr())
-    assert len(places) <= 2  # the second row took a slot
+        places.add(cache.layers[0].keys.data_ptr())
+    assert len(places) == 1
     assert sum(a > b for a, b in pairwise(columns)) > 1  # and the ring went round
 
 

@@ -34,7 +34,7 @@ class DecodeCache(Cache):
         self.next = 0
         """The column that a step writes."""
         self._lengths = torch.zeros(num_slots, dtype=torch.long)
-        self._is_token = torch.zeros(0, 0, dtype=torch.long)
+        self._is_token = torch.zeros(num_slots, 0, dtype=torch.long)
 
     @property
     def num_columns(self) -> int:
@@ -63,7 +63,7 @@ class DecodeCache(Cache):
         lengths = mask.sum(-1)
         slots = slice(self.num_active, self.num_active + len(rows))
         self._lengths[slots] = lengths.cpu()
-        self._fit(slots.stop)
+        self._fit(int(self._lengths[: slots.stop].max()))
         # the last token of each row comes right before the next column, wherever its padding was
         last = mask.shape[1] - 1 - mask.flip(-1).argmax(-1)
         back = torch.arange(1 - int(lengths.max()), 1, device=mask.device)
@@ -80,7 +80,7 @@ class DecodeCache(Cache):
         """Count the column that a step has written."""
         self._lengths[: self.num_active] += 1
         self.next = (self.next + 1) % self.num_columns
-        self._fit(self.num_active)
+        self._fit(int(self._lengths[: self.num_active].max()))
         self._is_token[: self.num_active, self.next] = 1
 
     def drop_rows(self, goes: Tensor) -> Tensor:
@@ -111,22 +111,20 @@ class DecodeCache(Cache):
         """Return the columns written so many steps before the last, which is 0."""
         return (self.next - 1 - steps) % self.num_columns
 
-    def _fit(self, num_rows: int) -> None:
-        """Have so many slots and the columns that their rows need, the next one included.
+    def _fit(self, longest: int) -> None:
+        """Have the columns that a row of so many tokens needs, the next one included.
 
         Attention sees all columns, so that far too many would cost time.
         """
-        longest = int(self._lengths[:num_rows].max())
-        num_spare = self.num_columns - longest
-        if num_rows <= len(self._is_token) and 1 <= num_spare <= 2 * _SPARE_COLUMNS:
+        if 1 <= self.num_columns - longest <= 2 * _SPARE_COLUMNS:
             return
         num_kept = int(self._lengths[: self.num_active].max()) if self.num_active else 0
         number = torch.arange(num_kept - 1, -1, -1, device=self._is_token.device)
         columns = self._count_back(number) if num_kept else number
-        shape = max(num_rows, len(self._is_token)), longest + _SPARE_COLUMNS
 
         def move(tensor: Tensor) -> Tensor:
-            moved = tensor.new_zeros(shape[0], *tensor.shape[1:-2], shape[1], tensor.shape[-1])
+            shape = *tensor.shape[:-2], longest + _SPARE_COLUMNS, tensor.shape[-1]
+            moved = tensor.new_zeros(shape)
             kept = tensor[: self.num_active].index_select(-2, columns)
             moved[: self.num_active, ..., :num_kept, :] = kept
             return moved
@@ -152,7 +150,7 @@ class _DecodeLayer(CacheLayerMixin):
     def __init__(self, cache: DecodeCache, given: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._cache = cache
-        shape = 0, given.shape[1], 0, given.shape[3]
+        shape = cache.num_slots, given.shape[1], 0, given.shape[3]
         self.keys, self.values = given.new_zeros(shape), given.new_zeros(shape)
         self.is_initialized = True
 

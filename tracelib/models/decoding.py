@@ -146,7 +146,7 @@ class DecodeBatch:
         num_slots: int,
     ) -> None:
         self.encoder, self.sampling = encoder, sampling
-        self.limit, self.num_slots = max_rationale_tokens, num_slots
+        self.limit, self.num_slots = max_rationale_tokens, min(num_slots, num_rows)
         self.cache = DecodeCache(self.num_slots)
         self.active: _Rows | None = None
         self.waiting: _Waiting | None = None
@@ -201,11 +201,14 @@ class DecodeBatch:
         self.waiting = _Waiting(part.cache, part.mask[owners], sources.cpu(), rows)
 
     def decode(self, is_last: bool) -> None:
-        """Write tokens until no row waits, or, in the end, until all rows have their embedding."""
-        while self.waiting is not None or (is_last and self.active is not None):
+        """Write tokens while rows wait for a slot, and in the end until all have their embedding.
+
+        Rows that leave slots free are better joined by those of the next part.
+        """
+        self._fill()
+        while self.active is not None and (is_last or self.waiting is not None):
+            self._step(self.active)
             self._fill()
-            if self.active is not None:
-                self._step(self.active)
 
     def _fill(self) -> None:
         """Let waiting rows take the free slots, when these are worth it."""
