@@ -13,8 +13,8 @@ all sides. The sides take turns within a run, and medians over runs are compared
 - `easy_fraction` and `mix_fraction` compare the engine with itself: queries that answer at once
   against never thinking, and the natural mix against the harmonic mix of the two pure rates.
 - `memory_ratio` is the peak of a whole process, ours over all thinking queries against plain
-  `generate` on one padded batch of as many queries as we decode at once; `memory_growth_ratio`
-  leaves out what the process held with the model loaded.
+  `generate` on one padded batch of as many queries as we decode at once, medians of three processes
+  each; `memory_growth_ratio` leaves out what a process held with the model loaded.
 
 The queries are the test split of a fitted run: `hard` are those that the model itself thinks
 about, `easy` the rest, and the natural mix has the split's own share of both. `--shape` takes text
@@ -24,6 +24,7 @@ queries and a Qwen2.5-VL of that size with random weights (see query_sources.py)
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,8 @@ from report import Row, describe_device, make_row, print_rows, write_rows
 
 from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import AlwaysGate
+
+_MEMORY_RUNS = 3  # processes of each side: what the C library keeps of freed memory varies
 
 _LIMITS = {
     "generate_ratio": ">= 2",
@@ -126,13 +129,17 @@ def compare_memory(
     chosen = [query.place for query in spread(sides.hard, sides.decode_batch_size)]
     places = chosen + [query.place for query in sides.hard if query.place not in chosen]
     sizes = (sides.batch_size, sides.decode_batch_size)
-    peaks = []
-    for name in ("engine", "generate"):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(max_workers=1, mp_context=context) as processes:
-            task = processes.submit(measure_side, name, source, places, *sizes, num_threads)
-            peaks.append(task.result())
-    (engine_before, engine_peak), (generate_before, generate_peak) = peaks
+    context = multiprocessing.get_context("spawn")
+    measured: dict[str, list[tuple[float, float]]] = {"engine": [], "generate": []}
+    for _ in range(_MEMORY_RUNS):
+        for name, peaks in measured.items():
+            with ProcessPoolExecutor(max_workers=1, mp_context=context) as processes:
+                task = processes.submit(measure_side, name, source, places, *sizes, num_threads)
+                peaks.append(task.result())
+    (engine_before, engine_peak), (generate_before, generate_peak) = (
+        (statistics.median(before for before, _ in peaks), statistics.median(p for _, p in peaks))
+        for peaks in measured.values()
+    )
     return {
         "memory_ratio": engine_peak / generate_peak,
         "memory_growth_ratio": (engine_peak - engine_before) / (generate_peak - generate_before),
@@ -153,7 +160,7 @@ def measure_side(
 ) -> tuple[float, float]:
     """Return the bytes that this process holds with the model loaded, and at its peak.
 
-    Both sides hold all prompts, so that only their work differs.
+    Both sides hold every prompt once, so that only their work differs.
 
     Args:
         name: `engine` or `generate`.
@@ -169,11 +176,13 @@ def measure_side(
     limit = loaded.max_rationale_tokens
     if name == "generate":
         batch = join_prompts(prompts[:decode_batch_size], pad)
+        del prompts[:decode_batch_size]
         loop = DecodeLoop(loaded.encoder, limit, pad)
         return measure_peak(lambda: loop.write_thoughts(batch), source.device)
     prompts = sorted(prompts, key=lambda prompt: prompt.input_ids.shape[1])
     starts = range(0, len(prompts), batch_size)
     parts = [join_prompts(prompts[start : start + batch_size], pad) for start in starts]
+    prompts.clear()
     engine = ReasoningEngine(loaded.encoder, loaded.router, limit, decode_batch_size)
     zeros = torch.zeros(len(places), dtype=torch.long)
     return measure_peak(

@@ -119,19 +119,21 @@ class DecodeCache(Cache):
         if 1 <= self.num_columns - longest <= 2 * _SPARE_COLUMNS:
             return
         num_kept = int(self._lengths[: self.num_active].max()) if self.num_active else 0
-        number = torch.arange(num_kept - 1, -1, -1, device=self._is_token.device)
-        columns = self._count_back(number) if num_kept else number
+        first = (self.next - num_kept) % self.num_columns if num_kept else 0
+        num_head = min(num_kept, self.num_columns - first)
 
         def move(tensor: Tensor) -> Tensor:
-            shape = *tensor.shape[:-2], longest + _SPARE_COLUMNS, tensor.shape[-1]
-            moved = tensor.new_zeros(shape)
-            kept = tensor[: self.num_active].index_select(-2, columns)
-            moved[: self.num_active, ..., :num_kept, :] = kept
-            return moved
+            """Put the columns in use to the front; the old tensor's place is the next one's."""
+            shape = *tensor.shape[:2], longest + _SPARE_COLUMNS, *tensor.shape[3:]
+            old, new = tensor[: self.num_active], tensor.new_zeros(shape)
+            new[: self.num_active, :, :num_head] = old[:, :, first : first + num_head]
+            new[: self.num_active, :, num_head:num_kept] = old[:, :, : num_kept - num_head]
+            return new
 
-        self._is_token = move(self._is_token[..., None])[..., 0]
+        self._is_token = move(self._is_token[:, None])[:, 0]
         for layer in self._slots:
-            layer.keys, layer.values = move(layer.keys), move(layer.values)
+            layer.keys = move(layer.keys)
+            layer.values = move(layer.values)
         self.next = num_kept
 
 

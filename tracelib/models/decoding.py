@@ -105,7 +105,7 @@ class _Waiting:
     """Rows of a part that have no slot yet.
 
     Args:
-        cache: Keys and values of the part's queries that go on.
+        cache: Keys and values of N of the part's queries.
         mask: `[N, T]` 1 on their tokens.
         sources: `[A]` each row's query among them, on the CPU.
         rows: The rows.
@@ -124,6 +124,15 @@ class _Waiting:
             for some in (order[:num_rows], order[num_rows:])
         ]
         return parts[0], parts[1] if len(parts[1].sources) else None
+
+    def compact(self) -> _Waiting:
+        """Return the rows with a cache of their own queries alone."""
+        owners, sources = torch.unique(self.sources, return_inverse=True)
+        if len(owners) == len(self.mask):
+            return self
+        owners = owners.to(self.mask.device)
+        self.cache.batch_select_indices(owners)
+        return _Waiting(self.cache, self.mask[owners], sources, self.rows)
 
 
 class DecodeBatch:
@@ -194,11 +203,7 @@ class DecodeBatch:
             history,
             uniforms,
         )
-        # the cache keeps no row that answered
-        owners, sources = torch.unique(copies[going], return_inverse=True)
-        if len(owners) < len(part.thinks):
-            part.cache.batch_select_indices(owners)
-        self.waiting = _Waiting(part.cache, part.mask[owners], sources.cpu(), rows)
+        self.waiting = _Waiting(part.cache, part.mask, copies[going].cpu(), rows)
 
     def decode(self, is_last: bool) -> None:
         """Write tokens while rows wait for a slot, and in the end until all have their embedding.
@@ -206,6 +211,8 @@ class DecodeBatch:
         Rows that leave slots free are better joined by those of the next part.
         """
         self._fill()
+        if self.waiting is not None:
+            self.waiting = self.waiting.compact()
         while self.active is not None and (is_last or self.waiting is not None):
             self._step(self.active)
             self._fill()
