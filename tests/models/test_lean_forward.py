@@ -175,6 +175,16 @@ def test_gradients_and_hidden_states_are_the_models_own(decoder):
     assert close(cut.last_hidden_state[0, 0], read(lean, ids, mask)[0, 10])
 
 
+def test_mixed_precision_is_the_models_own(decoder, lean):
+    """A residual that is added by a product would take the product's type."""
+    ids, mask = make_tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = (read(forward, ids, mask) for forward in (decoder.forward, lean))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, read(lean, ids, mask))  # the control
+
+
 def adapt(layer):
     layer.self_attn.q_proj = type("Adapted", (nn.Linear,), {})(4, 4)
 

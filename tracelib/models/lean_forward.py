@@ -1,7 +1,6 @@
 """The language model's forward pass for inference, in fewer operations than transformers'.
 
-In a decoding step of many rows, transformers spends as long between the matrix products as in
-them. Weights, rotary table, masks and cache stay the model's own, the layers are
+Weights, rotary table, masks and cache stay the model's own, the layers are
 `tracelib.models.lean_layer`'s, and the last one computes only the states that are read.
 
 Shapes: B rows, T tokens, D dimensions, C columns of keys.
@@ -52,7 +51,8 @@ def install_lean_forward(model: Any) -> LeanForward | None:
 class LeanForward:
     """What takes the place of a language model's `forward`.
 
-    Where gradients or anything but the last layer's states are wanted, the model's own is asked.
+    Where gradients, mixed precision or anything but the last layer's states are wanted, the model's
+    own is asked.
 
     Args:
         model: Decoder of a Llama's build: RMS norms, attention and gated MLP on a residual stream,
@@ -94,6 +94,7 @@ class LeanForward:
         model = self._model
         if (
             torch.is_grad_enabled()
+            or torch.is_autocast_enabled(model.device.type)
             or position_ids is None
             or (use_cache and past_key_values is None)
             or any(value is not None for value in options.values())
