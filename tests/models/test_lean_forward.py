@@ -106,6 +106,20 @@ def test_steps_behind_a_cache(decoder, lean, make_cache):
     assert close(found[1], read(decoder.forward, ids, mask)[mask.bool()])
 
 
+@pytest.mark.parametrize("num_new", [1, 4])
+def test_single_places_behind_a_cache(decoder, lean, num_new):
+    """Also where a prompt has one token behind what all prompts share."""
+    ids, mask = make_tokens(paddings=(0, 0, 4, 0))
+    caches, states = (DynamicCache(), DynamicCache()), []
+    start = 11 - num_new
+    last = torch.full((4,), num_new - 1)
+    for forward, cache in zip((decoder.forward, lean), caches, strict=True):
+        read(forward, ids[:, :start], mask[:, :start], cache)
+        with lean.read_only(last):
+            states.append(read(forward, ids[:, start:], mask, cache)[:, -1])
+    assert close(states[1], states[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_follow_a_change_of_type(decoder, dtype):
     """And take the values of weights that are changed in place, in the backbone or by a copy."""

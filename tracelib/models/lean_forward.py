@@ -116,9 +116,10 @@ class LeanForward:
         states: Tensor = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         mask = self._build_mask(states, attention_mask, past_key_values)
         rotation = Rotation(*model.rotary_emb(states, position_ids))
-        for layer in self._layers:
-            last = self._last if layer is self._layers[-1] else None
-            states = layer(states, rotation, mask, past_key_values, last)
+        last = self._last if states.shape[1] > 1 else None  # one token a row is the last
+        for layer in self._layers[:-1]:
+            states = layer(states, rotation, mask, past_key_values, None)
+        states = self._layers[-1](states, rotation, mask, past_key_values, last)
         return BaseModelOutputWithPast(
             last_hidden_state=normalize(states, model.norm),
             past_key_values=past_key_values,
