@@ -113,8 +113,8 @@ def load_split(folder: Path, split: str, name: str) -> LoadedRun:
     module, data, config = load_run(folder)
     data.setup("validate" if split == "val" else "test")
     fingerprint = module.compute_fingerprint()
-    module.encoder.prepare_inference()
     module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+    module.encoder.prepare_inference()
     return LoadedRun(name, folder, split, module, data, config, fingerprint)
 
 

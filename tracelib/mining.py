@@ -110,8 +110,8 @@ def _load(run: Path) -> LoadedRun:
     module, data, config = load_run(run)
     data.set_up_training_queries()
     fingerprint = module.compute_fingerprint()
-    module.encoder.prepare_inference()
     module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+    module.encoder.prepare_inference()
     name = run.parent.name if run.name.startswith("version_") else run.name
     return LoadedRun(name, run, SPLIT, module, data, config, fingerprint)
 

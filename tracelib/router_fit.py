@@ -181,8 +181,8 @@ def _read_states(
     module: RetrievalModule, data: MBEIRDataModule, places: NDArray[np.int64]
 ) -> Tensor:
     """Return `[Q, D]` the prompt states of training queries at some places."""
-    module.encoder.prepare_inference()
     module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+    module.encoder.prepare_inference()
     queries = data.evaluation_sets["train"].queries
     order = np.lexsort((queries.lengths[places], queries.has_image[places]))
     size = data.eval_batch_size * data.eval_window

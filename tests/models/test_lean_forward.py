@@ -189,6 +189,31 @@ def test_gradients_and_hidden_states_are_the_models_own(decoder):
     assert close(cut.last_hidden_state[0, 0], read(lean, ids, mask)[0, 10])
 
 
+def test_generate_writes_the_same(make_encoder, processor, prompts):
+    """transformers' own loop hands over other positions."""
+    encoder, prompt = make_encoder(lora=None), processor(prompts[2:3])
+    given = {
+        name: getattr(prompt, name)
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values")
+    }
+    given |= {"image_grid_thw": prompt.image_grid_thw, "max_new_tokens": 6, "do_sample": False}
+    expected = encoder.model.generate(**given)
+    encoder.prepare_inference()
+    assert torch.equal(encoder.model.generate(**given), expected)
+
+
+def test_any_projection_may_be_replaced(decoder):
+    model = copy.deepcopy(decoder)
+    lean = LeanForward(model)
+    ids, mask = make_tokens(paddings=(0, 0, 0, 0))
+    before = read(lean, ids, mask)
+    attention = model.layers[0].self_attn
+    attention.v_proj.weight.data = attention.v_proj.weight.data * 2
+    found = read(lean, ids, mask)
+    assert close(found, read(model.forward, ids, mask))
+    assert not close(found, before, 1e-3)
+
+
 def test_mixed_precision_is_the_models_own(decoder, lean):
     """A residual that is added by a product would take the product's type."""
     ids, mask = make_tokens()

@@ -128,9 +128,10 @@ def _load(
         "dtype": str(module.encoder.dtype),
         "format_version": FORMAT_VERSION,
     }
+    module = module.to("cuda" if torch.cuda.is_available() else "cpu")
     module.encoder.prepare_inference()
     encoder = MMEBEncoder(
-        module.to("cuda" if torch.cuda.is_available() else "cpu"),
+        module,
         dataclasses.replace(data.renderer, root=images_root),
         gate,
         data.eval_batch_size,

@@ -123,7 +123,7 @@ class DecodeCache(Cache):
         num_head = min(num_kept, self.num_columns - first)
 
         def move(tensor: Tensor) -> Tensor:
-            """Put the columns in use to the front; the old tensor's place is the next one's."""
+            """Put the columns in use to the front."""
             shape = *tensor.shape[:2], longest + _SPARE_COLUMNS, *tensor.shape[3:]
             old, new = tensor[: self.num_active], tensor.new_zeros(shape)
             new[: self.num_active, :, :num_head] = old[:, :, first : first + num_head]

@@ -172,7 +172,9 @@ class Encoder(nn.Module):
         return self._causal_lm.model.device  # type: ignore[no-any-return]
 
     def prepare_inference(self, lean: bool = True) -> None:
-        """Fold the LoRA updates into the weights: faster, equal up to rounding, and no way back.
+        """Make reading faster, equal up to rounding; there is no way back.
+
+        The LoRA updates are folded into the weights. Best called where the model is to stay.
 
         Args:
             lean: Whether the language model is read in fewer operations, where it can be.

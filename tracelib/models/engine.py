@@ -39,7 +39,8 @@ class ReasoningEngine:
         max_rationale_tokens: Longest thought; then the embedding token is appended and the row
             marked as forced.
         decode_batch_size: Most queries that think at the same time. More are faster until memory
-            or arithmetic is exhausted; the result does not depend on it.
+            or arithmetic is exhausted; the result does not depend on it. Memory for all of them is
+            taken once one thinks.
 
     Raises:
         ValueError: A size is less than 1.

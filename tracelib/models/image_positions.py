@@ -23,7 +23,8 @@ def find_image_positions(
         is_token: `[B, T]` bool, False on padding.
         is_image: `[B, T]` bool, whether a token stands for a piece of a picture; between two
             pictures of a row there is another token.
-        grids: `[N, 3]` patches in time, height and width, in the order of the pictures.
+        grids: `[N, 3]` patches in time, height and width, in the order of the pictures, of which
+            there is one at least.
         merge_size: Patches along each side of a token.
 
     Returns:

@@ -52,7 +52,8 @@ class LeanForward:
     """What takes the place of a language model's `forward`.
 
     Where gradients, mixed precision or anything but the last layer's states are wanted, the model's
-    own is asked.
+    own is asked. Hooks of its layers, and modules put into them later, are not seen. For one thread
+    at a time.
 
     Args:
         model: Decoder of a Llama's build: RMS norms, attention and gated MLP on a residual stream,
@@ -96,6 +97,7 @@ class LeanForward:
             torch.is_grad_enabled()
             or torch.is_autocast_enabled(model.device.type)
             or position_ids is None
+            or (position_ids.ndim == 3 and len(position_ids) > 3)  # what `generate` has beside them
             or (use_cache and past_key_values is None)
             or any(value is not None for value in options.values())
         ):

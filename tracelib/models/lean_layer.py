@@ -130,6 +130,11 @@ class LeanLayer:
                 mask.bias, queries, key.flatten(0, 1).transpose(1, 2), alpha=self._scale
             )
             return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(len(query), 1, -1)
+        num_groups = self.num_queries // self.num_keys
+        if mask.visible is not None and not query.is_cpu:
+            # on a GPU, a mask and shared keys together leave sdpa its slowest way only
+            key, value = (part.repeat_interleave(num_groups, dim=1) for part in (key, value))
+            num_groups = 1
         seen = functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             key,
@@ -137,7 +142,7 @@ class LeanLayer:
             attn_mask=mask.visible,
             scale=self._scale,
             is_causal=mask.visible is None and query.shape[1] > 1,
-            enable_gqa=self.num_queries > self.num_keys,
+            enable_gqa=num_groups > 1,
         )
         return seen.transpose(1, 2).flatten(2)
 
@@ -151,18 +156,23 @@ class _Parallel:
 
     def __init__(self, *projections: nn.Linear) -> None:
         self._projections = [_check_plain(projection) for projection in projections]
+        self._places: list[int] = []
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the results side by side."""
-        first = self._projections[0].weight
         # a change of type or device takes the projections' weights elsewhere
-        if self._weight is None or self._weight.data_ptr() != first.data_ptr():
+        if self._weight is None or self._places != self._find_places():
             self._weight = _lay_together([p.weight for p in self._projections])
             biases = [p.bias for p in self._projections if p.bias is not None]
             self._bias = _lay_together(biases) if biases else None
+            self._places = self._find_places()
         return functional.linear(inputs, self._weight, self._bias)
+
+    def _find_places(self) -> list[int]:
+        """Return where the weights are in memory; a bias goes where its weight goes."""
+        return [projection.weight.data_ptr() for projection in self._projections]
 
 
 @torch.inference_mode(mode=False)
