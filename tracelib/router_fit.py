@@ -160,7 +160,7 @@ def fit_linear_router(
         last.parameters(),
         max_iter=_MAX_STEPS,
         tolerance_grad=_TOLERANCE,
-        tolerance_change=_TOLERANCE,
+        tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )
 
