@@ -27,15 +27,16 @@ def make_args(tiny_scenes, tiny_backbone, tmp_path_factory):
 
 
 def start(folder, args):
-    log = (folder / "log.txt").open("w")  # a pipe would outlive a killed process in its children
-    return subprocess.Popen(
-        [sys.executable, "-m", "tracelib", "predict", *args],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    # a pipe would outlive a killed process in its children
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tracelib", "predict", *args],
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def finish(folder, args):

@@ -35,7 +35,7 @@ def queries(tiny_scenes, tmp_path_factory):
 @pytest.fixture(scope="module")
 def references(tiny_scenes):
     path = tiny_scenes / "rationales/mbeir_scenes_train_rationales.jsonl"
-    return {row["qid"]: row for row in map(json.loads, path.open())}
+    return {row["qid"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
 def ask(root, requests):

@@ -230,7 +230,7 @@ def test_a_killed_conversion_leaves_nothing_half(tmp_path, folder):
         assert process.poll() is None
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     (left,) = folder.glob("*.tmp")  # it was in the middle
     assert not list(folder.glob("v1-*"))
     assert not (folder / "manifest.json").exists()

@@ -143,15 +143,15 @@ def test_workers_outlive_a_stop_of_all_and_end_with_their_parent(tmp_path):
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
-    pids = parent.stdout.readline().split()
-    assert len(pids) == 3
-    for _ in range(2):
-        os.killpg(parent.pid, signal.SIGTERM)  # right after the start, and once all run
-        parent.stdin.write("read\n")
-        parent.stdin.flush()
-        assert parent.stdout.readline() == "100\n"
-    parent.kill()
-    parent.wait()
+    with parent:
+        pids = parent.stdout.readline().split()
+        assert len(pids) == 3
+        for _ in range(2):
+            os.killpg(parent.pid, signal.SIGTERM)  # right after the start, and once all run
+            parent.stdin.write("read\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == "100\n"
+        parent.kill()
     limit = time.monotonic() + 20
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < limit, "processes are left"

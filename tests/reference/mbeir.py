@@ -37,7 +37,8 @@ def read_queries(root, split, stem, policy="fixed", seed=0):
         query_modality, modality, _, dataset_id, *cells = line.split("\t")
         prompts[dataset_id, query_modality, modality] = [format_text(c) for c in cells if c]
     positives = {}
-    for line in (root / "qrels" / split / f"mbeir_{stem}_{split}_qrels.txt").open():
+    qrels = root / "qrels" / split / f"mbeir_{stem}_{split}_qrels.txt"
+    for line in qrels.read_text().splitlines():
         qid, _, did, relevance, _ = line.split()
         if int(relevance) and did not in positives.setdefault(qid, []):
             positives[qid].append(did)

@@ -36,4 +36,4 @@ def make_request(query: dict[str, Any], **changes: Any) -> Request:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.open()]
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -12,6 +12,12 @@ from tracelib.construction.teachers.teacher import Reply, Request, TeacherError
 pytestmark = pytest.mark.filterwarnings("error")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """Nothing that other files left behind is laid at this one's door."""
+    gc.collect()
+
+
 class CountingTeacher:
     """Answers by a function of the request's number, after some turns of the loop."""
 

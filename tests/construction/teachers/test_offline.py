@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import json
 
 import pytest
@@ -178,6 +179,7 @@ def test_names_are_safe_and_short():
     assert name.replace("-", "").isalnum()
 
 
+@pytest.mark.filterwarnings("error")  # of a file left open
 @pytest.mark.parametrize("line", ["{", "[]", '{"id": "1"}', '{"custom_id": 3}'])
 def test_broken_line_is_named(files, line):
     ask(files, make_request())
@@ -186,6 +188,7 @@ def test_broken_line_is_named(files, line):
         file.write(f"\n{line}\n")
     with pytest.raises(ValueError, match=r"replies\.jsonl, line 3: no line of a batch's replies"):
         ask(files, make_request())
+    gc.collect()
 
 
 def test_settings_that_cannot_work_are_refused(files):

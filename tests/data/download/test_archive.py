@@ -10,6 +10,8 @@ import pytest
 from tracelib.data.download.archive import read_note, unpack_pictures
 from tracelib.data.download.hub import DownloadError
 
+pytestmark = pytest.mark.filterwarnings("error")  # of a file left open
+
 PICTURES = {f"mbeir_images/set{i % 3}/{i}.jpg": os.urandom(150_000 + i) for i in range(40)}
 
 

@@ -76,14 +76,18 @@ class BatchReplies:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._places: dict[str, int] = {}
-        self._file = path.open("rb") if path.exists() else None
-        if self._file is None:
+        self._file: BinaryIO | None = None
+        if not path.exists():
             return
-        place = 0
-        for number, line in enumerate(self._file, 1):
-            if line.strip():
-                self._places[self._read_name(line, number)] = place  # the last one counts
-            place += len(line)
+        with ExitStack() as on_error:
+            file = on_error.enter_context(path.open("rb"))
+            place = 0
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    self._places[self._read_name(line, number)] = place  # the last one counts
+                place += len(line)
+            on_error.pop_all()
+        self._file = file
 
     def close(self) -> None:
         """Close the file."""

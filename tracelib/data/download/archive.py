@@ -75,9 +75,9 @@ def unpack_pictures(
     before = note = read_note(root, checksums)
     _write_note(root, note)
     num_bytes = 0
-    joined = io.BufferedReader(_JoinedParts(parts, advance), _BLOCK_BYTES)
     try:
         with (
+            io.BufferedReader(_JoinedParts(parts, advance), _BLOCK_BYTES) as joined,
             gzip.GzipFile(fileobj=joined) as unzipped,
             tarfile.open(fileobj=unzipped, mode="r|", bufsize=_BLOCK_BYTES) as archive,
         ):
@@ -154,3 +154,9 @@ class _JoinedParts(io.RawIOBase):
             self._opened.close()
             self._opened = None
         return 0
+
+    def close(self) -> None:
+        """Close the part that is open."""
+        if self._opened is not None:
+            self._opened.close()
+        super().close()
