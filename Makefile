@@ -63,6 +63,7 @@ bench: $(STAMP) $(SCENES) ## Measure reading, search, engine, router, training a
 	$(BIN)/python experiments/bench/reader.py
 	$(BIN)/python experiments/bench/search.py
 	$(BIN)/python experiments/bench/engine.py $(if $(RUN),--run $(RUN))
+	$(BIN)/python experiments/bench/engine.py --dtype float32 $(if $(RUN),--run $(RUN))
 	$(BIN)/python experiments/bench/router.py $(if $(RUN),--run $(RUN))
 	$(BIN)/python experiments/bench/gradcache.py
 	$(BIN)/python experiments/bench/direct.py

@@ -24,8 +24,11 @@ from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import AlwaysGate, FirstTokenGate, Gate, NeverGate
 from tracelib.types import EncoderInput
 
-_MAX_DIFFERENCE = 1e-4
+_MAX_DIFFERENCE = 1e-4  # in float32
+_LEAST_EQUAL = 0.98  # in other types
 _MOST_SPLIT = 16_384  # queries looked at to find those that think
+OTHER_MIXES = (10, 50)
+"""Percentages of thinking queries in the mixes that are timed beside the natural one."""
 _ENGINE_TURNS = 3  # per run: its times are short beside the loops'
 
 
@@ -85,15 +88,21 @@ class EngineSides:
         self.forced_share = output.is_forced.sum().item() / output.thinks.sum().item()
         self.hard = spread([query for query in queries if query.thought], num_queries)
         self.easy = spread([query for query in queries if not query.thought], num_queries)
-        self.mix = self._mix(queries, min(num_queries, len(queries)))
+        num_queries = min(num_queries, len(queries))
+        self.mix = self._mix(queries, num_queries, self.think_share)
+        self.other_mixes = {
+            percent: self._mix(queries, num_queries, percent / 100) for percent in OTHER_MIXES
+        }
         self.looped = {
             "hard": spread(self.hard, num_looped),
-            "mix": self._mix(self.mix, num_looped),
+            "mix": self._mix(self.mix, num_looped, self.think_share),
         }
 
-    def _mix(self, queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:
-        """Return some queries, of which as many think as the source's own share."""
-        num_hard = max(1, round(self.think_share * num_queries))
+    def _mix(
+        self, queries: Sequence[TimedQuery], num_queries: int, share: float
+    ) -> list[TimedQuery]:
+        """Return some queries, of which that share thinks."""
+        num_hard = max(1, round(share * num_queries))
         hard = spread([query for query in queries if query.thought], num_hard)
         easy = [query for query in queries if not query.thought]
         return sort_by_length([*hard, *spread(easy, num_queries - num_hard)])
@@ -138,7 +147,8 @@ class EngineSides:
             after equal thoughts.
 
         Raises:
-            ValueError: In float32, thoughts differ or embeddings are further apart than 1e-4.
+            ValueError: In float32, thoughts differ or embeddings are further apart than 1e-4; in
+                other types, more than 2 % of the thoughts differ.
         """
         num_equal, differences = [], []
         for name, queries, gate in (
@@ -162,8 +172,9 @@ class EngineSides:
             "equal_thoughts": statistics.mean(map(float, num_equal)),
             "worst_difference": max(differences, default=0.0),
         }
-        if self.source.encoder.dtype == torch.float32 and (
-            values["equal_thoughts"] < 1 or values["worst_difference"] > _MAX_DIFFERENCE
+        is_exact = self.source.encoder.dtype == torch.float32
+        if values["equal_thoughts"] < (1 if is_exact else _LEAST_EQUAL) or (
+            is_exact and values["worst_difference"] > _MAX_DIFFERENCE
         ):
             raise ValueError(f"engine and loops disagree, so times mean nothing: {values}")
         return values
@@ -199,6 +210,12 @@ class EngineSides:
             "easy": (lambda: self.embed(engine, easy, FirstTokenGate()), len(self.easy)),
             "direct": (lambda: self.embed(engine, easy, NeverGate()), len(self.easy)),
         }
+        for percent, queries in self.other_mixes.items():
+            parts = self.join(queries)
+            ours[f"mix_{percent}"] = (
+                lambda parts=parts: self.embed(engine, parts, FirstTokenGate()),  # type: ignore[misc]
+                len(queries),
+            )
         theirs: dict[str, tuple[Callable[[], object], int]] = {
             "generate_think_all": (lambda: [loop.embed_batch(p) for p in hard], len(self.hard)),
             "generate_natural_mix": (lambda: [loop.embed_batch(p) for p in mix], len(self.mix)),
@@ -222,9 +239,14 @@ class EngineSides:
         }
 
     @property
-    def mixed_share(self) -> float:
-        """Share of queries of `mix` that think."""
-        return statistics.mean(float(bool(query.thought)) for query in self.mix)
+    def mixed_shares(self) -> dict[str, float]:
+        """Share of queries of each timed mix that think, by its side."""
+        mixes = {"natural_mix": self.mix}
+        mixes |= {f"mix_{percent}": queries for percent, queries in self.other_mixes.items()}
+        return {
+            side: statistics.mean(float(bool(query.thought)) for query in queries)
+            for side, queries in mixes.items()
+        }
 
 
 def sort_by_length(queries: Sequence[TimedQuery]) -> list[TimedQuery]:
@@ -240,26 +262,32 @@ def spread(queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:
     return sort_by_length([ordered[place] for place in places])
 
 
-def compare_rates(rates: dict[str, float], mixed_share: float) -> dict[str, float]:
+def compare_rates(rates: dict[str, float], mixed_shares: dict[str, float]) -> dict[str, float]:
     """Return ratios of the queries per second of `time_sides`.
 
     Args:
         rates: Queries per second by side.
-        mixed_share: Share of queries of the natural mix that think.
+        mixed_shares: Share of queries that think, by side that is a mix.
 
     >>> rates = {"think_all": 10.0, "direct": 40.0, "easy": 30.0, "natural_mix": 16.0}
     >>> others = ("loop_think_all", "loop_natural_mix", "generate_think_all")
-    >>> rates |= dict.fromkeys((*others, "generate_natural_mix"), 2.0)
-    >>> ratios = compare_rates(rates, mixed_share=0.5)
-    >>> ratios["think_all_ratio"], ratios["easy_fraction"], ratios["mix_fraction"]
-    (5.0, 0.75, 1.0)
+    >>> rates |= dict.fromkeys((*others, "generate_natural_mix"), 2.0) | {"mix_20": 20.0}
+    >>> ratios = compare_rates(rates, {"natural_mix": 0.5, "mix_20": 0.2})
+    >>> [ratios[name] for name in ("think_all_ratio", "easy_fraction", "mix_fraction")]
+    [5.0, 0.75, 1.0]
+    >>> ratios["mix_20_fraction"]
+    0.8
     """
-    harmonic = 1 / (mixed_share / rates["think_all"] + (1 - mixed_share) / rates["direct"])
+    fractions = {
+        side: rates[side] * (share / rates["think_all"] + (1 - share) / rates["direct"])
+        for side, share in mixed_shares.items()
+    }
     return {
         "think_all_ratio": rates["think_all"] / rates["loop_think_all"],
         "natural_mix_ratio": rates["natural_mix"] / rates["loop_natural_mix"],
         "generate_ratio": rates["natural_mix"] / rates["generate_natural_mix"],
         "think_all_generate_ratio": rates["think_all"] / rates["generate_think_all"],
         "easy_fraction": rates["easy"] / rates["direct"],
-        "mix_fraction": rates["natural_mix"] / harmonic,
+        "mix_fraction": fractions.pop("natural_mix"),
+        **{f"{side}_fraction": fraction for side, fraction in fractions.items()},
     }

@@ -143,6 +143,23 @@ def test_weights_follow_a_change_of_type(decoder, dtype):
     assert not close(found[mask.bool()], before[mask.bool()], 1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_round_no_more_than_the_models_own(decoder, dtype):
+    """Also where scores are large, which rounded to bfloat16 would miss by more."""
+    model = copy.deepcopy(decoder).to(dtype)
+    for layer in model.layers:
+        layer.self_attn.q_proj.weight.data *= 12
+        layer.self_attn.k_proj.weight.data *= 12
+    ids, mask = make_tokens(num_rows=64, paddings=[0] * 64)
+    states = []
+    for forward in (copy.deepcopy(model).double().forward, model.forward, LeanForward(model)):
+        cache = DynamicCache()
+        read(forward, ids[:, :10], mask[:, :10], cache)
+        states.append(read(forward, ids[:, 10:], mask, cache).double())
+    own, ours = ((found - states[0]).norm() for found in states[1:])
+    assert ours < 1.1 * own
+
+
 def test_a_copy_has_weights_of_its_own(decoder):
     model = copy.deepcopy(decoder)
     install_lean_forward(model)

@@ -140,9 +140,9 @@ class LeanForward:
                 position_ids=None,
             )
             return Mask(visible, None)
-        if not states.is_cpu or states.dtype is not torch.float32:
+        if not states.is_cpu:
             return Mask(mask.bool()[:, None, None], None)
-        # on a CPU, batched products are faster than sdpa, but in float32 only as exact
+        # on a CPU, batched products are faster than sdpa
         bias = torch.where(mask.bool(), 0.0, torch.finfo(torch.float32).min)[:, None, None]
         num_queries, num_keys = self._layers[0].num_queries, self._layers[0].num_keys
         bias = bias.expand(-1, num_keys, num_queries // num_keys, -1)

@@ -125,11 +125,13 @@ class LeanLayer:
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
         """Return `[B, T, Q * E]`, what queries `[B, T, Q, E]` see."""
         if mask.bias is not None:
-            queries = query.reshape(len(mask.bias), -1, self._head_size)
-            scores = torch.baddbmm(
-                mask.bias, queries, key.flatten(0, 1).transpose(1, 2), alpha=self._scale
-            )
-            return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(len(query), 1, -1)
+            # counted in float32 whatever the type, as sdpa does
+            queries = query.reshape(len(mask.bias), -1, self._head_size).float()
+            columns = key.flatten(0, 1).float().transpose(1, 2)
+            scores = torch.baddbmm(mask.bias, queries, columns, alpha=self._scale)
+            del columns
+            seen = torch.bmm(scores.softmax(-1), value.flatten(0, 1).float())
+            return seen.view(len(query), 1, -1).to(query.dtype)
         num_groups = self.num_queries // self.num_keys
         if mask.visible is not None and not query.is_cpu:
             # on a GPU, a mask and shared keys together leave sdpa its slowest way only

@@ -55,8 +55,9 @@ class Sampling:
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return `[B]` tokens, the most likely or, by `uniforms` `[B]`, drawn from `[B, V]`."""
+        logits = logits.float()  # argmax of bfloat16 is four times slower on a CPU
         if self.temperature == 0:
             return logits.argmax(-1)
-        below = logits.float() - logits.amax(-1, keepdim=True).float()  # no overflow at a low one
+        below = logits - logits.amax(-1, keepdim=True)  # no overflow at a low one
         mass = torch.softmax(below / self.temperature, dim=-1).cumsum(-1)
         return (mass <= uniforms[:, None] * mass[:, -1:]).sum(-1).clamp(max=mass.shape[1] - 1)
