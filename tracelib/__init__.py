@@ -2,6 +2,7 @@
 
 import os
 
-# oneDNN, which computes bfloat16 on CPUs, keeps code for every shape it meets, by default for 1,024
-# of them at some .3 MB each; rows and lengths of a batch vary, so it would come to that
+# On CPUs torch computes bfloat16 by oneDNN, and both keep the code made for every shape they meet,
+# up to 1,024 at some .3 MB each. Batches vary in rows and length, so it would come to that.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
