@@ -27,8 +27,7 @@ from tracelib.types import EncoderInput
 _MAX_DIFFERENCE = 1e-4  # in float32
 _LEAST_EQUAL = 0.98  # in other types
 _MOST_SPLIT = 16_384  # queries looked at to find those that think
-OTHER_MIXES = (10, 50)
-"""Percentages of thinking queries in the mixes that are timed beside the natural one."""
+_OTHER_MIXES = (10, 50)  # percent that think in the mixes timed beside the natural one
 _ENGINE_TURNS = 3  # per run: its times are short beside the loops'
 
 
@@ -91,7 +90,7 @@ class EngineSides:
         num_queries = min(num_queries, len(queries))
         self.mix = self._mix(queries, num_queries, self.think_share)
         self.other_mixes = {
-            percent: self._mix(queries, num_queries, percent / 100) for percent in OTHER_MIXES
+            percent: self._mix(queries, num_queries, percent / 100) for percent in _OTHER_MIXES
         }
         self.looped = {
             "hard": spread(self.hard, num_looped),
