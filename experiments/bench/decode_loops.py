@@ -20,14 +20,14 @@ from tracelib.types import EncoderInput
 
 @contextmanager
 def use_own_layers(model: Any) -> Iterator[None]:
-    """Until it closes, have a prepared model read by transformers' own forward pass."""
-    decoder = model.get_decoder()
-    lean = vars(decoder).pop("forward", None)
+    """Until it closes, have a prepared model read by transformers' own forward passes."""
+    parts = (model.get_decoder(), model.get_encoder(modality="image"))
+    lean = [(part, vars(part).pop("forward")) for part in parts if "forward" in vars(part)]
     try:
         yield
     finally:
-        if lean is not None:
-            decoder.forward = lean
+        for part, forward in lean:
+            part.forward = forward
 
 
 @dataclass(frozen=True)

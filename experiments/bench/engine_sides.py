@@ -18,6 +18,7 @@ from decode_loops import DecodeLoop
 from query_sources import Source, cast_weights, join_prompts
 from torch.nn import functional
 
+from tracelib.data.datasets import cut_parts
 from tracelib.models.decoding import EngineOutput
 from tracelib.models.encoder import Encoder
 from tracelib.models.engine import ReasoningEngine
@@ -75,7 +76,7 @@ class EngineSides:
         places = np.random.default_rng(0).permutation(source.num_queries)[:_MOST_SPLIT].tolist()
         prompts = source.read_prompts(places)
         queries = sort_by_length([TimedQuery(*pair) for pair in zip(places, prompts, strict=True)])
-        output = self.embed(self.engine, self.join(queries), FirstTokenGate())
+        output = self.embed(self.engine, self.join_parts(queries), FirstTokenGate())
         self.think_share = output.thinks.float().mean().item()
         if self.think_share in (0, 1):
             raise ValueError(
@@ -111,12 +112,20 @@ class EngineSides:
         return ReasoningEngine(encoder, router, limit, self.decode_batch_size)
 
     def join(self, queries: Sequence[TimedQuery]) -> list[EncoderInput]:
-        """Return padded batches, in the queries' order."""
-        prompts, size = [query.prompt for query in queries], self.batch_size
-        return [
-            join_prompts(prompts[start : start + size], self.source.pad_token_id)
-            for start in range(0, len(prompts), size)
-        ]
+        """Return padded batches of one size, in the queries' order."""
+        size = self.batch_size
+        return self._pad([queries[i : i + size] for i in range(0, len(queries), size)])
+
+    def join_parts(self, queries: Sequence[TimedQuery]) -> list[EncoderInput]:
+        """Return padded batches in the queries' order, cut as `evaluate` cuts them."""
+        lengths = [query.prompt.input_ids.shape[1] for query in queries]
+        has_image = [query.prompt.pixel_values is not None for query in queries]
+        parts = cut_parts(lengths, has_image, self.batch_size)
+        return self._pad([[queries[i] for i in part] for part in parts])
+
+    def _pad(self, batches: Sequence[Sequence[TimedQuery]]) -> list[EncoderInput]:
+        pad = self.source.pad_token_id
+        return [join_prompts([query.prompt for query in batch], pad) for batch in batches]
 
     def embed(
         self, engine: ReasoningEngine, parts: Sequence[EncoderInput], gate: Gate
@@ -155,7 +164,7 @@ class EngineSides:
             ("mix", self.mix, FirstTokenGate()),
         ):
             batches = self.join(queries)
-            ours = self.embed(self.engine, batches, gate)
+            ours = self.embed(self.engine, self.join_parts(queries), gate)
             found = dict(zip((q.place for q in queries), range(len(queries)), strict=True))
             pairs = [self.loop.embed_batch(batch) for batch in batches]
             theirs = [pair for ids, states in pairs for pair in zip(ids, states, strict=True)]
@@ -182,7 +191,7 @@ class EngineSides:
         """Return how far bfloat16 weights move `mix`; nothing where the weights are no float32."""
         if self.source.encoder.dtype != torch.float32:
             return {}
-        batches = self.join(self.mix)
+        batches = self.join_parts(self.mix)
         copied = copy.deepcopy(self.source.encoder)
         cast_weights(copied, "bfloat16")
         outputs = [
@@ -201,7 +210,8 @@ class EngineSides:
 
     def time_sides(self, num_runs: int) -> dict[str, float]:
         """Return queries per second of every side, the medians of runs taken in turn."""
-        hard, easy, mix = (self.join(queries) for queries in (self.hard, self.easy, self.mix))
+        hard, easy, mix = map(self.join_parts, (self.hard, self.easy, self.mix))
+        hard_batches, mix_batches = map(self.join, (self.hard, self.mix))
         engine, loop = self.engine, self.loop
         ours: dict[str, tuple[Callable[[], object], int]] = {
             "think_all": (lambda: self.embed(engine, hard, AlwaysGate()), len(self.hard)),
@@ -210,14 +220,20 @@ class EngineSides:
             "direct": (lambda: self.embed(engine, easy, NeverGate()), len(self.easy)),
         }
         for percent, queries in self.other_mixes.items():
-            parts = self.join(queries)
+            parts = self.join_parts(queries)
             ours[f"mix_{percent}"] = (
                 lambda parts=parts: self.embed(engine, parts, FirstTokenGate()),  # type: ignore[misc]
                 len(queries),
             )
         theirs: dict[str, tuple[Callable[[], object], int]] = {
-            "generate_think_all": (lambda: [loop.embed_batch(p) for p in hard], len(self.hard)),
-            "generate_natural_mix": (lambda: [loop.embed_batch(p) for p in mix], len(self.mix)),
+            "generate_think_all": (
+                lambda: [loop.embed_batch(batch) for batch in hard_batches],
+                len(self.hard),
+            ),
+            "generate_natural_mix": (
+                lambda: [loop.embed_batch(batch) for batch in mix_batches],
+                len(self.mix),
+            ),
         }
         for name, queries in self.looped.items():
             side = {"hard": "loop_think_all", "mix": "loop_natural_mix"}[name]
@@ -249,8 +265,12 @@ class EngineSides:
 
 
 def sort_by_length(queries: Sequence[TimedQuery]) -> list[TimedQuery]:
-    """Return queries by the length of their prompts."""
-    return sorted(queries, key=lambda query: query.prompt.input_ids.shape[1])
+    """Return queries by the length of their prompts, those with pictures last."""
+
+    def find_place(query: TimedQuery) -> tuple[bool, int]:
+        return query.prompt.pixel_values is not None, query.prompt.input_ids.shape[1]
+
+    return sorted(queries, key=find_place)
 
 
 def spread(queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:

@@ -18,6 +18,7 @@ from tracelib.models.backbone_parts import (
 from tracelib.models.encoder import Encoder
 from tracelib.models.engine import ReasoningEngine
 from tracelib.models.gates import AlwaysGate
+from tracelib.models.lean_vision import LeanVision
 
 RANK, KEYS, MLP = 4, 16, 48
 LORA_NUMBERS = RANK * LAYERS * (2 * 2 * HIDDEN + 2 * (HIDDEN + KEYS) + 3 * (HIDDEN + MLP))
@@ -223,3 +224,15 @@ def test_decoding_gives_what_one_plain_pass_gives(
         assert chosen == written
     assert output.embeddings.isfinite().all()
     assert any(output.rationale_token_ids)
+
+
+def test_a_prepared_encoder_embeds_as_before(other_backbone, family, processor, answered):
+    encoder = make_encoder(other_backbone(family))
+    inputs = processor(answered)
+    with torch.no_grad():
+        expected = encoder.embed(inputs)
+        encoder.prepare_inference()
+        found = encoder.embed(inputs)
+    assert close(found, expected, 1e-4)
+    visual = encoder.model.get_encoder(modality="image")
+    assert isinstance(vars(visual).get("forward"), LeanVision) == (family != "smolvlm")

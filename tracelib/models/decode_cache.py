@@ -70,6 +70,7 @@ class DecodeCache(Cache):
         columns, places = (last[:, None] + back).clamp(min=0), self._count_back(-back)
         for layer, given in zip(self._slots, prefilled, strict=True):
             for ours, theirs in ((layer.keys, given.keys), (layer.values, given.values)):
+                ours[slots] = 0  # what weighs nothing is multiplied all the same
                 ours[slots, :, places] = theirs[rows_there[:, None], :, columns].transpose(1, 2)
         self._is_token[slots] = 0
         self._is_token[slots, places] = (-back < lengths[:, None]).long()
@@ -125,10 +126,12 @@ class DecodeCache(Cache):
         def move(tensor: Tensor) -> Tensor:
             """Put the columns in use to the front."""
             shape = *tensor.shape[:2], longest + _SPARE_COLUMNS, *tensor.shape[3:]
-            old, new = tensor[: self.num_active], tensor.new_zeros(shape)
-            new[: self.num_active, :, :num_head] = old[:, :, first : first + num_head]
-            new[: self.num_active, :, num_head:num_kept] = old[:, :, : num_kept - num_head]
-            return new
+            whole = tensor.new_empty(shape)  # free slots stay as they are, and take no time
+            old, new = tensor[: self.num_active], whole[: self.num_active]
+            new[:, :, :num_head] = old[:, :, first : first + num_head]
+            new[:, :, num_head:num_kept] = old[:, :, : num_kept - num_head]
+            new[:, :, num_kept:] = 0
+            return whole
 
         self._is_token = move(self._is_token[:, None])[:, 0]
         for layer in self._slots:

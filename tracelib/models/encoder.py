@@ -35,6 +35,7 @@ from tracelib.models.backbone_parts import (
 )
 from tracelib.models.image_positions import find_image_positions
 from tracelib.models.lean_forward import LeanForward, install_lean_forward
+from tracelib.models.lean_vision import install_lean_vision
 from tracelib.models.pooling import find_emb_position, find_read_position
 from tracelib.models.vision_memory import VisionMemory
 from tracelib.types import EncoderInput
@@ -177,12 +178,13 @@ class Encoder(nn.Module):
         The LoRA updates are folded into the weights. Best called where the model is to stay.
 
         Args:
-            lean: Whether the language model is read in fewer operations, where it can be.
+            lean: Whether the backbone is read in fewer operations, where it can be.
         """
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
         if lean:
             self._lean = install_lean_forward(self._causal_lm.get_decoder())
+            install_lean_vision(self._causal_lm.get_encoder(modality="image"))
 
     def compute_positions(self, inputs: EncoderInput) -> tuple[Tensor, Tensor]:
         """Return rotary positions, and next position minus length `[B, 1]`.
