@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from decode_loops import DecodeLoop
 from query_sources import Source, cast_weights, join_prompts
 from torch.nn import functional
 
-from tracelib.data.datasets import cut_parts
 from tracelib.models.decoding import EngineOutput
 from tracelib.models.encoder import Encoder
 from tracelib.models.engine import ReasoningEngine
@@ -29,7 +29,10 @@ _MAX_DIFFERENCE = 1e-4  # in float32
 _LEAST_EQUAL = 0.98  # in other types
 _MOST_SPLIT = 16_384  # queries looked at to find those that think
 _OTHER_MIXES = (10, 50)  # percent that think in the mixes timed beside the natural one
-_ENGINE_TURNS = 3  # per run: its times are short beside the loops'
+_ENGINE_TURNS = 5  # per run: its times are short beside the loops'
+
+Sides = dict[str, tuple[Callable[[], object], int]]
+"""What is timed, and the queries it embeds, by name."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class EngineSides:
         places = np.random.default_rng(0).permutation(source.num_queries)[:_MOST_SPLIT].tolist()
         prompts = source.read_prompts(places)
         queries = sort_by_length([TimedQuery(*pair) for pair in zip(places, prompts, strict=True)])
-        output = self.embed(self.engine, self.join_parts(queries), FirstTokenGate())
+        output = self.embed(self.engine, self.join(queries), FirstTokenGate())
         self.think_share = output.thinks.float().mean().item()
         if self.think_share in (0, 1):
             raise ValueError(
@@ -112,20 +115,12 @@ class EngineSides:
         return ReasoningEngine(encoder, router, limit, self.decode_batch_size)
 
     def join(self, queries: Sequence[TimedQuery]) -> list[EncoderInput]:
-        """Return padded batches of one size, in the queries' order."""
-        size = self.batch_size
-        return self._pad([queries[i : i + size] for i in range(0, len(queries), size)])
-
-    def join_parts(self, queries: Sequence[TimedQuery]) -> list[EncoderInput]:
-        """Return padded batches in the queries' order, cut as `evaluate` cuts them."""
-        lengths = [query.prompt.input_ids.shape[1] for query in queries]
-        has_image = [query.prompt.pixel_values is not None for query in queries]
-        parts = cut_parts(lengths, has_image, self.batch_size)
-        return self._pad([[queries[i] for i in part] for part in parts])
-
-    def _pad(self, batches: Sequence[Sequence[TimedQuery]]) -> list[EncoderInput]:
-        pad = self.source.pad_token_id
-        return [join_prompts([query.prompt for query in batch], pad) for batch in batches]
+        """Return padded batches, in the queries' order."""
+        prompts, size = [query.prompt for query in queries], self.batch_size
+        return [
+            join_prompts(prompts[start : start + size], self.source.pad_token_id)
+            for start in range(0, len(prompts), size)
+        ]
 
     def embed(
         self, engine: ReasoningEngine, parts: Sequence[EncoderInput], gate: Gate
@@ -164,7 +159,7 @@ class EngineSides:
             ("mix", self.mix, FirstTokenGate()),
         ):
             batches = self.join(queries)
-            ours = self.embed(self.engine, self.join_parts(queries), gate)
+            ours = self.embed(self.engine, batches, gate)
             found = dict(zip((q.place for q in queries), range(len(queries)), strict=True))
             pairs = [self.loop.embed_batch(batch) for batch in batches]
             theirs = [pair for ids, states in pairs for pair in zip(ids, states, strict=True)]
@@ -191,7 +186,7 @@ class EngineSides:
         """Return how far bfloat16 weights move `mix`; nothing where the weights are no float32."""
         if self.source.encoder.dtype != torch.float32:
             return {}
-        batches = self.join_parts(self.mix)
+        batches = self.join(self.mix)
         copied = copy.deepcopy(self.source.encoder)
         cast_weights(copied, "bfloat16")
         outputs = [
@@ -208,32 +203,29 @@ class EngineSides:
             "bfloat16_worst_cosine_of_equal": cosines[equal].min().item() if equal.any() else 0.0,
         }
 
-    def time_sides(self, num_runs: int) -> dict[str, float]:
-        """Return queries per second of every side, the medians of runs taken in turn."""
-        hard, easy, mix = map(self.join_parts, (self.hard, self.easy, self.mix))
-        hard_batches, mix_batches = map(self.join, (self.hard, self.mix))
+    def time_sides(self, num_runs: int) -> list[dict[str, float]]:
+        """Return queries per second of every side in each run.
+
+        A run is short, for a machine's speed may change by the minute. Our own sides, which are
+        short beside the loops, take several turns in it, each in another order; medians count.
+        """
+        hard, easy, mix = map(self.join, (self.hard, self.easy, self.mix))
         engine, loop = self.engine, self.loop
-        ours: dict[str, tuple[Callable[[], object], int]] = {
+        ours: Sides = {
             "think_all": (lambda: self.embed(engine, hard, AlwaysGate()), len(self.hard)),
             "natural_mix": (lambda: self.embed(engine, mix, FirstTokenGate()), len(self.mix)),
             "easy": (lambda: self.embed(engine, easy, FirstTokenGate()), len(self.easy)),
             "direct": (lambda: self.embed(engine, easy, NeverGate()), len(self.easy)),
         }
         for percent, queries in self.other_mixes.items():
-            parts = self.join_parts(queries)
+            parts = self.join(queries)
             ours[f"mix_{percent}"] = (
                 lambda parts=parts: self.embed(engine, parts, FirstTokenGate()),  # type: ignore[misc]
                 len(queries),
             )
-        theirs: dict[str, tuple[Callable[[], object], int]] = {
-            "generate_think_all": (
-                lambda: [loop.embed_batch(batch) for batch in hard_batches],
-                len(self.hard),
-            ),
-            "generate_natural_mix": (
-                lambda: [loop.embed_batch(batch) for batch in mix_batches],
-                len(self.mix),
-            ),
+        theirs: Sides = {
+            "generate_think_all": (lambda: [loop.embed_batch(p) for p in hard], len(self.hard)),
+            "generate_natural_mix": (lambda: [loop.embed_batch(p) for p in mix], len(self.mix)),
         }
         for name, queries in self.looped.items():
             side = {"hard": "loop_think_all", "mix": "loop_natural_mix"}[name]
@@ -242,16 +234,19 @@ class EngineSides:
                 lambda prompts=prompts: [loop.embed_alone(prompt) for prompt in prompts],  # type: ignore[misc]
                 len(prompts),
             )
-        seconds: dict[str, list[float]] = {name: [] for name in ours | theirs}
-        for _ in range(num_runs):
-            for name, (call, _) in [*ours.items()] * _ENGINE_TURNS + [*theirs.items()]:
-                start = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - start)
-        return {
-            name: num_queries / statistics.median(seconds[name])
-            for name, (_, num_queries) in (ours | theirs).items()
-        }
+        return [self._time_run(ours, theirs, number) for number in range(num_runs)]
+
+    def _time_run(self, ours: Sides, theirs: Sides, number: int) -> dict[str, float]:
+        turns = [*theirs]
+        for turn in range(_ENGINE_TURNS):
+            turns += random.Random(f"{number} {turn}").sample([*ours], len(ours))
+        seconds: dict[str, list[float]] = {name: [] for name in turns}
+        sides = ours | theirs
+        for name in turns:
+            start = time.perf_counter()
+            sides[name][0]()
+            seconds[name].append(time.perf_counter() - start)
+        return {name: sides[name][1] / statistics.median(seconds[name]) for name in sides}
 
     @property
     def mixed_shares(self) -> dict[str, float]:
@@ -265,12 +260,8 @@ class EngineSides:
 
 
 def sort_by_length(queries: Sequence[TimedQuery]) -> list[TimedQuery]:
-    """Return queries by the length of their prompts, those with pictures last."""
-
-    def find_place(query: TimedQuery) -> tuple[bool, int]:
-        return query.prompt.pixel_values is not None, query.prompt.input_ids.shape[1]
-
-    return sorted(queries, key=find_place)
+    """Return queries by the length of their prompts."""
+    return sorted(queries, key=lambda query: query.prompt.input_ids.shape[1])
 
 
 def spread(queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:
@@ -282,7 +273,7 @@ def spread(queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:
 
 
 def compare_rates(rates: dict[str, float], mixed_shares: dict[str, float]) -> dict[str, float]:
-    """Return ratios of the queries per second of `time_sides`.
+    """Return ratios of the queries per second of a run of `time_sides`.
 
     Args:
         rates: Queries per second by side.

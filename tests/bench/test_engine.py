@@ -157,12 +157,14 @@ def test_measures_every_side_of_one_model(load_script, dtype):
     if drift:
         assert drift["bfloat16_equal_thoughts"] == 1
         assert 0.99 < drift["bfloat16_worst_cosine"] < 1 - 1e-7
-    rates = found.time_sides(num_runs=1)
-    assert set(rates) == {
-        *("think_all", "natural_mix", "easy", "direct", "mix_10", "mix_50"),
-        *("generate_think_all", "generate_natural_mix", "loop_think_all", "loop_natural_mix"),
-    }
-    assert min(rates.values()) > 0
+    runs = found.time_sides(num_runs=2)
+    assert len(runs) == 2
+    for rates in runs:
+        assert set(rates) == {
+            *("think_all", "natural_mix", "easy", "direct", "mix_10", "mix_50"),
+            *("generate_think_all", "generate_natural_mix", "loop_think_all", "loop_natural_mix"),
+        }
+        assert min(rates.values()) > 0
     places = [query.place for query in found.hard]
     for side in ("engine", "generate"):
         held, peak = load_script("engine").measure_side(side, source, places, 4, 3, 1)

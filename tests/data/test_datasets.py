@@ -6,13 +6,7 @@ import torch
 from PIL import Image
 
 from tracelib.data.collator import ChatProcessor
-from tracelib.data.datasets import (
-    CandidateDataset,
-    QueryDataset,
-    RecordRenderer,
-    TrainDataset,
-    cut_parts,
-)
+from tracelib.data.datasets import CandidateDataset, QueryDataset, RecordRenderer, TrainDataset
 from tracelib.data.images import ImageError
 from tracelib.data.jsonl import write_rows
 from tracelib.data.layout import Layout
@@ -299,10 +293,10 @@ def test_a_record_longer_than_a_micro_batch_is_named(renderer):
 
 def test_prompts_are_padded_left_and_know_their_place(renderer, processor):
     dataset = QueryDataset(MBEIRReader(renderer.root).read_queries("train"), renderer, 2)
-    batch = dataset[[0, 1]]  # the shorter one comes first
-    assert batch.indices.tolist() == [1, 0]
-    assert batch.task_ids.tolist() == [1, 0]
-    assert batch.query_ids.tolist() == [encode_id(f"5:{n}", MAX_QUERY_NUMBER) for n in (2, 1)]
+    batch = dataset[[3, 0]]
+    assert batch.indices.tolist() == [3, 0]
+    assert batch.task_ids.tolist() == [6, 0]
+    assert batch.query_ids.tolist() == [encode_id(f"5:{n}", MAX_QUERY_NUMBER) for n in (4, 1)]
     assert batch.query_ids.dtype == torch.int64
     (inputs,) = batch.inputs
     assert inputs.attention_mask[:, -1].tolist() == [1, 1]
@@ -311,35 +305,20 @@ def test_prompts_are_padded_left_and_know_their_place(renderer, processor):
     assert EMB not in "".join(text for text, _ in decode(processor, inputs))
 
 
-@pytest.mark.parametrize("part_size", [1, 2, 3, 9])
-def test_parts_are_of_one_kind_and_every_row_knows_its_query(renderer, processor, part_size):
-    queries = MBEIRReader(renderer.root).read_queries("train")
-    dataset = QueryDataset(queries, renderer, part_size)
-    batch = dataset[[2, 0, 3, 1]]
-    sizes = [len(part.input_ids) for part in batch.inputs]
-    assert sum(sizes) == 4
-    assert max(sizes) <= part_size
-    found = [row for part in batch.inputs for row in decode(processor, part)]
-    assert found == [decode(processor, dataset[[i]].inputs[0])[0] for i in batch.indices.tolist()]
-    assert batch.task_ids.tolist() == [QUERIES[i].task_id for i in batch.indices]
-    assert batch.query_ids.tolist() == queries.ids[batch.indices].tolist()
-    has_image = [QUERIES[i].image_path is not None for i in batch.indices]
-    assert has_image == sorted(has_image)
-    for part, size in zip(batch.inputs, sizes, strict=True):
-        assert part.attention_mask[:, 0].any()  # as long as its own longest prompt
-        kinds = {has_image.pop(0) for _ in range(size)}
-        assert kinds == {part.image_grid_thw is not None}
-        assert part.image_grid_thw is None or len(part.image_grid_thw) == size
-
-
-def test_a_part_is_cut_where_padding_would_cost_more_than_another_part():
-    lengths = [100] * 8 + [10] * 40 + [20] * 8
-    parts = cut_parts(lengths, [False] * 56, 64)
-    # 40 times 10 tokens of padding are more than a part is worth
-    assert parts == [[*range(8, 48)], [*range(48, 56)], [*range(8)]]
-    # 20 times 10 are less
-    assert cut_parts([20] * 8 + [10] * 20, [False] * 28, 64) == [[*range(8, 28), *range(8)]]
-    assert cut_parts([20] * 8 + [10] * 20, [True] + [False] * 27, 64)[-1] == [0]
+@pytest.mark.parametrize(
+    ("part_size", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [2, 2]), (4, [4]), (9, [4])]
+)
+def test_prompts_come_in_parts_of_one_size_and_order(renderer, processor, part_size, sizes):
+    dataset = QueryDataset(MBEIRReader(renderer.root).read_queries("train"), renderer, part_size)
+    order = [2, 0, 3, 1]
+    parts = dataset[order].inputs
+    assert [len(part.input_ids) for part in parts] == sizes
+    found = [row for part in parts for row in decode(processor, part)]
+    assert found == [decode(processor, dataset[[i]].inputs[0])[0] for i in order]
+    for part in parts:  # each as long as its own longest prompt, with its own pictures only
+        assert part.attention_mask[:, 0].any()
+        num_pictures = sum(QUERIES[order.pop(0)].image_path is not None for _ in part.input_ids)
+        assert num_pictures == (0 if part.image_grid_thw is None else len(part.image_grid_thw))
 
 
 def test_candidates_know_their_place(renderer, processor):

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from tests.reference.chunking import find_best_cost, list_partitions
+from tests.reference.chunking import find_best_cost
 from tests.tiny import build, cut_scenes, write_recipe
 from tracelib.data.micro_batches import form_chunks
 from tracelib.joint_step import JointStep, LossWeights
@@ -30,20 +30,6 @@ def test_no_split_within_the_limits_is_better(limits, seed):
     assert max(count_padded(lengths, [chunk]) for chunk in chunks) <= (limits[1] or 999)
     found = len(chunks), count_padded(lengths, chunks)
     assert found == find_best_cost(lengths, None, *limits)
-
-
-@pytest.mark.parametrize("cost", [1, 4, 9, 30])
-@pytest.mark.parametrize("seed", range(4))
-def test_with_a_price_no_split_is_cheaper(cost, seed):
-    lengths = random.Random(seed).choices(range(2, 21), k=7)
-    chunks = form_chunks(lengths, name_rows(lengths), 4, chunk_tokens=cost)
-    assert max(map(len, chunks)) <= 4
-    least = min(
-        sum(len(chunk) * max(chunk) + cost for chunk in split)
-        for split in list_partitions(lengths)
-        if max(map(len, split)) <= 4
-    )
-    assert count_padded(lengths, chunks) + cost * len(chunks) == least
 
 
 @pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [1, 9], [3, 3, 9, 8, 2, 9, 7], [9, 1, 1, 1]])

@@ -88,9 +88,8 @@ class SplitEmbedder:
             sessions: The stored embeddings of each.
             shares_pass: Let the pass of `always` serve `never` too, which then has no time.
         """
-        wanted = [set(map(tuple, session.plan_batches()[0])) for session in sessions]
+        wanted = [{tuple(batch) for batch in session.plan_batches()[0]} for session in sessions]
         batches = sorted(set().union(*wanted), key=lambda batch: batch[0])
-        plan_of = {frozenset(batch): batch for batch in batches}  # a batch comes in another order
         loader = self.data.build_evaluation_loaders(self.split, [list(b) for b in batches], [])[0]
         seconds = dict.fromkeys((gate.name for gate in gates), 0.0)
         num_timed = dict.fromkeys(seconds, 0)
@@ -98,7 +97,7 @@ class SplitEmbedder:
         with self._show_progress() as progress, torch.no_grad():
             for batch in progress.track(loader, description=f"{self.name}: queries"):
                 assert isinstance(batch, QueryBatch)
-                places = plan_of[frozenset(batch.indices.tolist())]
+                places = tuple(batch.indices.tolist())
                 pending = [g for g, plan in zip(gates, wanted, strict=True) if places in plan]
                 for gate, output, duration in _embed_batch(
                     self.module, batch, pending, shares_pass

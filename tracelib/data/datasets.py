@@ -36,8 +36,6 @@ from tracelib.types import (
     TrainBatch,
 )
 
-_PART_TOKENS = 256  # padded tokens that reading one more part of prompts is worth, by measurement
-
 
 @dataclass(frozen=True)
 class RecordRenderer:
@@ -218,48 +216,21 @@ class QueryDataset(Dataset[QueryBatch]):
 
     def __getitem__(self, indices: list[int]) -> QueryBatch:
         rows = self.queries.take(indices)
-        prompts, order = render_prompts(rows, self.renderer, self.part_size)
-        places = [indices[place] for place in order]
         return QueryBatch(
-            prompts,
-            torch.tensor([rows[place].task_id for place in order]),
-            torch.from_numpy(self.queries.ids[places]),
-            torch.tensor(places),
+            render_prompts(rows, self.renderer, self.part_size),
+            torch.tensor([q.task_id for q in rows]),
+            torch.from_numpy(self.queries.ids[indices]),
+            torch.tensor(indices),
         )
 
 
 def render_prompts(
     queries: Sequence[Query], renderer: RecordRenderer, part_size: int
-) -> tuple[list[EncoderInput], list[int]]:
-    """Return left-padded prompts of queries in parts, and the places of the parts' rows.
-
-    A part is of prompts with pictures or of prompts without, and of similar length: at most
-    `part_size`, and fewer where that saves more padded tokens than reading another part is worth.
-    """
-    turns = renderer.processor.tokenize([renderer.render_prompt(query) for query in queries])
-    parts = cut_parts(
-        [len(turn.ids) for turn in turns],
-        [turn.pixel_values is not None for turn in turns],
-        part_size,
-    )
-    prompts = [renderer.processor.pad([turns[i] for i in part], "left").unpack() for part in parts]
-    return prompts, [place for part in parts for place in part]
-
-
-def cut_parts(lengths: Sequence[int], has_image: Sequence[bool], part_size: int) -> list[list[int]]:
-    """Return the places of each part's prompts, those without pictures first.
-
-    >>> cut_parts([30, 400, 31, 29], [False, False, False, True], 4)
-    [[0, 2], [1], [3]]
-    """
-    parts = []
-    for kind in (False, True):
-        places = [place for place, has in enumerate(has_image) if has == kind]
-        found = [lengths[place] for place in places]
-        names = [""] * len(places)  # prompts of one length stay in their order
-        chunks = form_chunks(found, names, part_size, chunk_tokens=_PART_TOKENS) if places else []
-        parts += [[places[i] for i in chunk] for chunk in chunks]
-    return parts
+) -> list[EncoderInput]:
+    """Return left-padded prompts of queries, in parts of one size, which is at most `part_size`."""
+    turns = [renderer.render_prompt(query) for query in queries]
+    parts = np.array_split(np.arange(len(turns)), -(-len(turns) // part_size))
+    return [renderer.processor([turns[i] for i in part], "left") for part in parts]
 
 
 class CandidateDataset(Dataset[CandidateBatch]):

@@ -1,4 +1,4 @@
-"""Which sequences of a batch are read together: chunks of similar length, within limits.
+"""Which sequences of a batch are encoded together: chunks of similar length, within limits.
 
 A chunk takes (rows x its longest) tokens of memory and time, padding included. The loss does not
 depend on the chunks.
@@ -19,7 +19,6 @@ def form_chunks(
     names: Sequence[str],
     micro_batch_size: int | None = None,
     micro_batch_tokens: int | None = None,
-    chunk_tokens: int | None = None,
 ) -> list[list[int]]:
     """Return the places of the rows of each chunk, shortest rows first.
 
@@ -31,8 +30,6 @@ def form_chunks(
         names: What each row is, for the error; rows of one length are in the order of their names.
         micro_batch_size: Most rows of a chunk.
         micro_batch_tokens: Most tokens of a chunk, padding included.
-        chunk_tokens: How many padded tokens another chunk is worth; None has as few chunks as can
-            be. It needs a limit.
 
     Raises:
         ValueError: One row alone is longer than a chunk may be.
@@ -41,8 +38,6 @@ def form_chunks(
     [[1, 3], [2, 0]]
     >>> form_chunks([9, 2, 8, 3], ["a", "b", "c", "d"], micro_batch_tokens=9)
     [[1, 3], [2], [0]]
-    >>> form_chunks([9, 2, 8, 3], ["a", "b", "c", "d"], micro_batch_size=4, chunk_tokens=5)
-    [[1, 3], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda place: (lengths[place], names[place]))
     ordered = np.array([lengths[place] for place in order])
@@ -56,9 +51,7 @@ def form_chunks(
                 f"chunk at most {most_tokens}: raise data.micro_batch_tokens, or lower "
                 "data.max_text_tokens or data.max_image_tokens"
             )
-        # One number orders both wishes, where a chunk more costs more than any padding.
-        cost = len(ordered) * int(ordered[-1]) + 1 if chunk_tokens is None else chunk_tokens
-        edges = _cut_within(ordered, micro_batch_size or len(ordered), most_tokens, cost)
+        edges = _cut_within(ordered, micro_batch_size or len(ordered), most_tokens)
     return [order[start:end] for start, end in zip([0, *edges], edges, strict=False)]
 
 
@@ -71,9 +64,11 @@ def _cut_in_two(ordered: Ints) -> list[int]:
     return sorted({end, len(ordered)})
 
 
-def _cut_within(ordered: Ints, most_rows: int, most_tokens: int, chunk_cost: int) -> list[int]:
-    """Return where each chunk ends, for the fewest tokens, padding and `chunk_cost` included."""
+def _cut_within(ordered: Ints, most_rows: int, most_tokens: int) -> list[int]:
+    """Return where each chunk ends, for the fewest chunks and then the fewest padded tokens."""
     num_rows = len(ordered)
+    # A chunk more costs more than any padding, so one number orders both wishes.
+    chunk_cost = num_rows * int(ordered[-1]) + 1
     costs = np.zeros(num_rows + 1, np.int64)
     starts = np.zeros(num_rows + 1, np.int64)
     for end in range(1, num_rows + 1):

@@ -132,11 +132,10 @@ def _collate_candidates(
 def _collate_queries(
     queries: Sequence[Query], renderer: RecordRenderer, places: list[int], part_size: int
 ) -> QueryBatch:
-    prompts, order = render_prompts([queries[i] for i in places], renderer, part_size)
-    places = [places[i] for i in order]
+    rows = [queries[i] for i in places]
     return QueryBatch(
-        prompts,
-        torch.tensor([queries[i].task_id for i in places]),
+        render_prompts(rows, renderer, part_size),
+        torch.tensor([query.task_id for query in rows]),
         torch.tensor(places),
         torch.tensor(places),
     )
