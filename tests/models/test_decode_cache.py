@@ -13,6 +13,14 @@ NUM_LAYERS, NUM_HEADS, HEAD_SIZE = 2, 3, 4
 SPARE = 32  # columns that are allocated beside those in use, and up to twice that many
 
 
+@pytest.fixture(autouse=True)
+def fresh_memory_is_no_number():
+    """Have torch fill memory that is taken with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 class ListedRows:
     """The same, slowly: each row is, by layer, its keys and values `[2, H, tokens, E]`."""
 
