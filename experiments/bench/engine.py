@@ -87,8 +87,9 @@ def bench_engine(
         run: Folder of the fitted run; default is the newest that was trained to think.
         runs_folder: Where runs are looked for.
         shape: `embedded` takes the run, the others a Qwen2.5-VL of random weights.
-        num_queries: Queries of each set, or as many as there are; the default is what the recipes
-            of Scenes evaluate at once (`data.eval_batch_size` times `data.eval_window`).
+        num_queries: Queries of each set, or as many as there are; the default is the most that an
+            evaluation ever hands the engine at once. Of fewer, as Scenes' columns are, the last
+            thoughts are in smaller company, and mixes slower.
         num_looped: Queries of each set for the loop that takes them one by one.
         batch_size: Prompts read at once.
         decode_batch_size: Most queries that the engine decodes at the same time.
