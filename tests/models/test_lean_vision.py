@@ -161,3 +161,15 @@ def test_a_difference_is_found(visual, monkeypatch):
     assert install_lean_vision(visual) is None
     assert "states differ by" in told[0]
     assert "forward" not in vars(visual)
+
+
+def test_the_comparison_sees_windows(visual, monkeypatch):
+    """Windows of pictures larger than one are laid out as one: not where there are none."""
+    own = LeanVision._lay_out_picture
+
+    def lay_out(lean, *size):
+        positions, index, lengths = own(lean, *size)
+        return positions, index, lengths.sum(0, keepdim=True)
+
+    monkeypatch.setattr(LeanVision, "_lay_out_picture", lay_out)
+    assert (LeanVision(visual).compare() > 1e-3) == hasattr(visual, "window_size")

@@ -70,7 +70,7 @@ class DecodeCache(Cache):
         columns, places = (last[:, None] + back).clamp(min=0), self._count_back(-back)
         for layer, given in zip(self._slots, prefilled, strict=True):
             for ours, theirs in ((layer.keys, given.keys), (layer.values, given.values)):
-                ours[slots] = 0  # what weighs nothing is multiplied all the same
+                ours[slots] = 0  # a NaN stays one, though it weighs nothing
                 ours[slots, :, places] = theirs[rows_there[:, None], :, columns].transpose(1, 2)
         self._is_token[slots] = 0
         self._is_token[slots, places] = (-back < lengths[:, None]).long()

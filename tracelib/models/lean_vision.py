@@ -12,7 +12,7 @@ patches of each of some of them, H heads, E numbers of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,15 +23,15 @@ from transformers import vision_utils
 
 from tracelib.models.lean_layer import Rotation
 
-_PROBE_GRIDS = ((1, 4, 6), (1, 4, 4), (1, 4, 6), (1, 2, 2))
-_MOST_SIZES = 4096  # of pictures, whose layouts are kept
+_PROBE_GRIDS = ((1, 4, 6), (1, 20, 14), (1, 4, 6), (2, 4, 4))  # several windows, and two frames
+_MOST_SIZES = 256  # of pictures, whose layouts are kept
 
 Group = tuple[int, Tensor | None]
 """L, and the patches `[W * L]` of all windows of that length, None for all there are."""
 
 
 def install_lean_vision(visual: Any) -> LeanVision | None:
-    """Have a vision encoder read pictures by a `LeanVision`, where that gives the same states.
+    """Have a vision encoder read by a `LeanVision`, where random pictures get the same states.
 
     Args:
         visual: The vision encoder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
@@ -57,7 +57,8 @@ def install_lean_vision(visual: Any) -> LeanVision | None:
 class LeanVision:
     """What takes the place of a vision encoder's `forward`.
 
-    Where gradients are wanted, the encoder's own is asked. For one thread at a time.
+    Where gradients or mixed precision are wanted, the encoder's own is asked. For one thread at a
+    time.
 
     Args:
         visual: A vision encoder of Qwen's build: patches of all pictures in one sequence, which
@@ -75,8 +76,8 @@ class LeanVision:
         self._visual, self._merge_size = visual, visual.spatial_merge_size
         self._project = _check_patches(visual.patch_embed.proj)
         self._attentions = [_Attention(self, block.attn) for block in visual.blocks]
-        self._groups: dict[int, list[Group]] = {}
-        self._lay_out_size = lru_cache(_MOST_SIZES)(self._lay_out_picture)
+        self._groups: dict[int, tuple[Tensor, list[Group]]] = {}
+        self._layouts: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
         """Return what the encoder returns of patches and `[N, 3]` sizes in patches."""
@@ -104,22 +105,27 @@ class LeanVision:
 
     def _lay_out(self, grid_thw: Tensor) -> dict[str, Tensor]:
         """Return what transformers would compute picture by picture, as its options."""
-        layouts = [self._lay_out_size(*size) for size in grid_thw.tolist()]
+        if len(self._layouts) > _MOST_SIZES:
+            self._layouts.clear()
+        sizes = [tuple(size) for size in grid_thw.tolist()]
+        for size in {*sizes} - {*self._layouts}:
+            self._layouts[size] = self._lay_out_picture(*size)
+        layouts = [self._layouts[size] for size in sizes]
         device = grid_thw.device
         positions = torch.cat([layout[0] for layout in layouts])
         options = {"position_ids": positions.to(device)}
         if not hasattr(self._visual, "window_size"):
             return options
         indices, lengths = ([layout[part] for layout in layouts] for part in (1, 2))
-        sizes = torch.tensor([len(index) for index in indices])
-        first = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        counts = torch.tensor([len(index) for index in indices])
+        first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         options["window_index"] = (torch.cat(indices) + first).to(device)
         ends = torch.cat(lengths).cumsum(0, dtype=torch.int32)
         options["cu_window_seqlens"] = functional.pad(ends, (1, 0)).to(device)
         return options
 
     def _lay_out_picture(self, *size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return positions of a picture's patches, their order by windows, and these's lengths."""
+        """Return positions of a picture's patches, their order by windows, the windows' lengths."""
         visual, grid = self._visual, torch.tensor([size])
         positions = vision_utils.get_vision_position_ids(grid, self._merge_size)
         if not hasattr(visual, "window_size"):
@@ -139,8 +145,8 @@ class LeanVision:
             if len(kinds) > 1:
                 owner = torch.repeat_interleave(lengths, lengths)  # each patch's length
                 groups = [(int(k), (owner == k).nonzero()[:, 0].to(ends.device)) for k in kinds]
-            self._groups[id(ends)] = groups
-        return self._groups[id(ends)]
+            self._groups[id(ends)] = ends, groups  # while it is held, no other has its id
+        return self._groups[id(ends)][1]
 
     @torch.no_grad()
     def compare(self) -> float:
