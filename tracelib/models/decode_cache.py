@@ -10,6 +10,7 @@ numbers of a head.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,10 +24,14 @@ _SPARE_COLUMNS = 32  # by which the longest row may grow before the ring does
 class DecodeCache(Cache):
     """Rows of keys and values, of which the first `num_active` are decoded.
 
+    Memory once taken is kept, also from one batch to the next: on a CPU, taking it anew costs more
+    than filling it.
+
     Args:
         num_slots: Most rows at a time.
     """
 
+    @torch.inference_mode(mode=False)
     def __init__(self, num_slots: int) -> None:
         self._slots: list[_DecodeLayer] = []
         super().__init__(layers=self._slots)  # type: ignore[arg-type]
@@ -35,6 +40,11 @@ class DecodeCache(Cache):
         """The column that a step writes."""
         self._lengths = torch.zeros(num_slots, dtype=torch.long)
         self._is_token = torch.zeros(num_slots, 0, dtype=torch.long)
+        self._spare: Tensor | None = None  # what keys or values of a layer have moved out of
+
+    def clear(self) -> None:
+        """Let all rows go."""
+        self.num_active = 0
 
     @property
     def num_columns(self) -> int:
@@ -55,9 +65,10 @@ class DecodeCache(Cache):
             attention_mask: `[B, T]` 1 on tokens, padded on either side.
         """
         prefilled: Any = source.layers
-        if not self._slots:
-            self._slots += [_DecodeLayer(self, given.keys) for given in prefilled]
-            self._is_token = self._is_token.to(attention_mask.device)
+        if not self._slots or not self._slots[0].is_like(prefilled[0].keys):
+            self._slots[:] = [_DecodeLayer(self, given.keys) for given in prefilled]
+            self._is_token = self._is_token[:, :0].to(attention_mask.device)
+            self._spare = None
         rows_there = rows.to(attention_mask.device)
         mask = attention_mask.index_select(0, rows_there)
         lengths = mask.sum(-1)
@@ -112,6 +123,7 @@ class DecodeCache(Cache):
         """Return the columns written so many steps before the last, which is 0."""
         return (self.next - 1 - steps) % self.num_columns
 
+    @torch.inference_mode(mode=False)  # what is kept may be written to in either mode
     def _fit(self, longest: int) -> None:
         """Have the columns that a row of so many tokens needs, the next one included.
 
@@ -123,20 +135,24 @@ class DecodeCache(Cache):
         first = (self.next - num_kept) % self.num_columns if num_kept else 0
         num_head = min(num_kept, self.num_columns - first)
 
-        def move(tensor: Tensor) -> Tensor:
-            """Put the columns in use to the front."""
+        def move(tensor: Tensor, room: Tensor | None) -> Tensor:
+            """Put the columns in use to the front, in other memory."""
             shape = *tensor.shape[:2], longest + _SPARE_COLUMNS, *tensor.shape[3:]
-            whole = tensor.new_empty(shape)  # free slots stay as they are, and take no time
+            size = math.prod(shape) * tensor.itemsize
+            if room is None or room.untyped_storage().nbytes() < size:
+                whole = tensor.new_empty(shape)  # free slots stay as they are, and take no time
+            else:
+                whole = room.resize_(shape)
             old, new = tensor[: self.num_active], whole[: self.num_active]
             new[:, :, :num_head] = old[:, :, first : first + num_head]
             new[:, :, num_head:num_kept] = old[:, :, : num_kept - num_head]
             new[:, :, num_kept:] = 0
             return whole
 
-        self._is_token = move(self._is_token[:, None])[:, 0]
+        self._is_token = move(self._is_token[:, None], None)[:, 0]
         for layer in self._slots:
-            layer.keys = move(layer.keys)
-            layer.values = move(layer.values)
+            layer.keys, self._spare = move(layer.keys, self._spare), layer.keys
+            layer.values, self._spare = move(layer.values, self._spare), layer.values
         self.next = num_kept
 
 
@@ -158,6 +174,10 @@ class _DecodeLayer(CacheLayerMixin):
         shape = cache.num_slots, given.shape[1], 0, given.shape[3]
         self.keys, self.values = given.new_zeros(shape), given.new_zeros(shape)
         self.is_initialized = True
+
+    def is_like(self, given: Tensor) -> bool:
+        """Return whether a tensor is of the same kind."""
+        return (self.keys.dtype, self.keys.device) == (given.dtype, given.device)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the cache allocates."""

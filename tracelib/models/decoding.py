@@ -143,7 +143,7 @@ class DecodeBatch:
         num_rows: Queries times samples.
         sampling: How tokens are drawn.
         max_rationale_tokens: Longest thought.
-        num_slots: Most rows that are decoded at the same time.
+        cache: Of the rows that are decoded; what it holds is let go.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class DecodeBatch:
         num_rows: int,
         sampling: Sampling,
         max_rationale_tokens: int,
-        num_slots: int,
+        cache: DecodeCache,
     ) -> None:
-        self.encoder, self.sampling = encoder, sampling
-        self.limit, self.num_slots = max_rationale_tokens, min(num_slots, num_rows)
-        self.cache = DecodeCache(self.num_slots)
+        self.encoder, self.sampling, self.cache = encoder, sampling, cache
+        self.limit, self.num_slots = max_rationale_tokens, min(cache.num_slots, num_rows)
+        cache.clear()
         self.active: _Rows | None = None
         self.waiting: _Waiting | None = None
         self.done: list[tuple[Tensor, Tensor]] = []

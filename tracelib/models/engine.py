@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tracelib.models.decode_cache import DecodeCache
 from tracelib.models.decoding import DecodeBatch, EngineOutput, Prefill
 from tracelib.models.encoder import Encoder
 from tracelib.models.gates import Gate, GateFeatures
@@ -40,7 +41,7 @@ class ReasoningEngine:
             marked as forced.
         decode_batch_size: Most queries that think at the same time. More are faster until memory
             or arithmetic is exhausted; the result does not depend on it. Memory for all of them is
-            taken once one thinks.
+            taken once one thinks, and on a CPU kept for the next call.
 
     Raises:
         ValueError: A size is less than 1.
@@ -62,6 +63,7 @@ class ReasoningEngine:
         self.encoder, self.router = encoder, router
         self.max_rationale_tokens = max_rationale_tokens
         self.decode_batch_size = decode_batch_size
+        self._cache: DecodeCache | None = None
 
     @torch.no_grad()
     def embed_queries(
@@ -92,12 +94,9 @@ class ReasoningEngine:
                 f"{sum(sizes)} prompts, {len(task_prior)} task priors, {len(query_ids)} query ids"
             )
         sampling = sampling or Sampling()
+        num_rows = sum(sizes) * sampling.num_samples
         batch = DecodeBatch(
-            self.encoder,
-            sum(sizes) * sampling.num_samples,
-            sampling,
-            self.max_rationale_tokens,
-            self.decode_batch_size,
+            self.encoder, num_rows, sampling, self.max_rationale_tokens, self._take_cache(num_rows)
         )
         prefix = find_common_prefix(prompts)
         shared, first = read_prefix(self.encoder, prefix), 0
@@ -117,6 +116,15 @@ class ReasoningEngine:
             batch.decode(is_last=first + size == sum(sizes))
             first += size
         return batch.finish(self.encoder.hidden_size)
+
+    def _take_cache(self, num_rows: int) -> DecodeCache:
+        """Return the decode batch's cache; a GPU's memory is torch's to keep."""
+        if self.encoder.device.type != "cpu":
+            self._cache = None
+            return DecodeCache(min(self.decode_batch_size, num_rows))
+        if self._cache is None:
+            self._cache = DecodeCache(self.decode_batch_size)
+        return self._cache
 
     def _read(
         self,
