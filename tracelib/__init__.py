@@ -2,7 +2,7 @@
 
 import os
 
-# On CPUs torch computes bfloat16 by oneDNN, and both keep the code made for every shape they meet,
+# On CPUs bfloat16 is computed by oneDNN, and float32 in part, and both keep the code made for every shape they meet,
 # up to 1,024 of them. Batches vary in rows and length, so it would come to that.
-os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "6")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "12")

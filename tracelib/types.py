@@ -114,6 +114,8 @@ class EncoderInput:
         vision_outputs: What the vision encoder's blocks gave for these pictures, by block number,
             filled by the first pass and read by later ones; None where none is to come.
         pixel_scale: `[2, F]` mean and deviation of each feature of a patch, for patches in bytes.
+        pictures: What the backbone made of the pictures (`Encoder.read_pictures`), in place of
+            their patches; None where they are yet to be read.
     """
 
     input_ids: Tensor
@@ -125,6 +127,7 @@ class EncoderInput:
     branches: Tensor | None = None
     vision_outputs: dict[int, Tensor] | None = None
     pixel_scale: Tensor | None = None
+    pictures: Any = None
 
     def to(self, device: torch.device | str) -> EncoderInput:
         """Return a copy on `device`; what the vision encoder gave is shared, not moved."""

@@ -10,15 +10,16 @@ from transformers import DynamicCache
 from tracelib.models.decode_cache import DecodeCache
 
 NUM_LAYERS, NUM_HEADS, HEAD_SIZE = 2, 3, 4
-SPARE = 32  # columns that are allocated beside those in use, and up to twice that many
+SPARE = 16  # columns that are allocated beside those in use, and up to twice that many
 
 
 @pytest.fixture(autouse=True)
 def fresh_memory_is_no_number():
     """Have torch fill memory that is taken with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)
 
 
 class ListedRows:
@@ -216,3 +217,41 @@ def test_keys_and_values_keep_their_type(dtype):
     keys, values = cache.update(new, new, 0)
     assert keys.dtype == values.dtype == dtype
     assert keys.shape == values.shape == (1, 1, 2 + SPARE, 4)
+
+
+def test_memory_is_kept_for_the_next_batch():
+    """Of any length, in either mode of torch; the second time round, nothing is taken."""
+    cache, places = DecodeCache(4), []
+    for _ in range(6):
+        rng, seen = random.Random(0), set()
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                cache.clear()
+                assert len(cache.attention_mask) == 0
+                listed = ListedRows()
+                for width in (5, 60, 5, 90):
+                    add_prompts(rng, cache, listed, 1, width)
+                    step(cache, listed)
+                    check(cache, listed)
+                    layers = cache.layers
+                    kept = [t for layer in layers for t in (layer.keys, layer.values)]
+                    seen |= {tensor.untyped_storage().data_ptr() for tensor in kept}
+        places.append(seen)
+    assert places[-1] == places[-2]
+    assert len(places[-1]) == 2 * NUM_LAYERS + 1  # and one to move into
+
+
+def test_a_batch_of_another_type_takes_memory_of_its_own():
+    cache = DecodeCache(2)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        cache.clear()
+        rows = torch.arange(24.0).view(1, 1, 6, 4).to(dtype)
+        source = DynamicCache()
+        source.update(rows, -rows, 0)
+        cache.add_rows(source, torch.tensor([0, 0]), torch.ones(1, 6).long())
+        new = torch.ones(2, 1, 1, 4, dtype=dtype)
+        keys, values = cache.update(new, new, 0)
+        assert keys.dtype == dtype
+        columns = list_columns(cache, 6)[:-1]
+        assert torch.equal(keys[1, :, columns], rows[0])
+        assert torch.equal(values[1, :, columns], -rows[0])

@@ -532,3 +532,42 @@ def test_arguments_of_different_lengths_are_refused(encoders, processor, prompts
     parts = render_parts(processor, prompts, range(7), [3, 4])
     with pytest.raises(ValueError, match=f"7 prompts, {priors} task priors, {ids} query ids"):
         run(encoders[-1], parts, prior=torch.zeros(priors), ids=torch.arange(ids))
+
+
+def test_one_engine_again_and_again(thinkers, processor, many, alone, monkeypatch):
+    """Its memory serves the next call, whatever became of the last one."""
+    encoder = copy.deepcopy(thinkers[-1])
+    encoder.prepare_inference()
+    engine = ReasoningEngine(encoder, None, LONG_LIMIT, 5)
+
+    def embed(turns):
+        ids = torch.arange(len(turns))
+        return engine.embed_queries([processor(turns)], AlwaysGate(), torch.zeros(len(ids)), ids)
+
+    whole = range(len(many))
+    check_rows(embed(many), alone[-1], whole)
+    with torch.inference_mode():
+        check_rows(embed(many[3:5]), alone[-1], [3, 4])
+        check_rows(embed(many), alone[-1], whole)
+    with monkeypatch.context() as context:
+        context.setattr(type(engine.encoder), "predict_tokens", broken_after(5, encoder))
+        with pytest.raises(RuntimeError, match="no more tokens"):
+            embed(many)
+    check_rows(embed(many), alone[-1], whole)
+    encoder.to(torch.bfloat16)
+    assert embed(many).thinks.all()
+    encoder.float()
+    embed(many)
+
+
+def broken_after(num_calls, encoder):
+    """Return a `predict_tokens` that fails after some calls."""
+    predict, calls = type(encoder).predict_tokens, []
+
+    def run(self, hidden):
+        calls.append(1)
+        if len(calls) > num_calls:
+            raise RuntimeError("no more tokens")
+        return predict(self, hidden)
+
+    return run

@@ -39,9 +39,13 @@ def decoder(backbone):
     return model
 
 
+def make_head(decoder):
+    return nn.Linear(decoder.config.hidden_size, 90, bias=False).to(decoder.dtype)
+
+
 @pytest.fixture(scope="module")
 def lean(decoder):
-    return LeanForward(decoder)
+    return LeanForward(decoder, make_head(decoder))
 
 
 def read(forward, ids, mask, cache=None, last=None, **options):
@@ -125,7 +129,7 @@ def test_weights_follow_a_change_of_type(decoder, dtype):
     """And take the values of weights that are changed in place, in the backbone or by a copy."""
     ids, mask = make_tokens()
     model = copy.deepcopy(decoder)
-    lean = LeanForward(model)
+    lean = LeanForward(model, make_head(model))
     before = read(lean, ids, mask)
     model.to(dtype)
     found = read(lean, ids, mask)
@@ -152,7 +156,11 @@ def test_steps_round_no_more_than_the_models_own(decoder, dtype):
         layer.self_attn.k_proj.weight.data *= 12
     ids, mask = make_tokens(num_rows=64, paddings=[0] * 64)
     states = []
-    for forward in (copy.deepcopy(model).double().forward, model.forward, LeanForward(model)):
+    for forward in (
+        copy.deepcopy(model).double().forward,
+        model.forward,
+        LeanForward(model, make_head(model)),
+    ):
         cache = DynamicCache()
         read(forward, ids[:, :10], mask[:, :10], cache)
         states.append(read(forward, ids[:, 10:], mask, cache).double())
@@ -160,9 +168,20 @@ def test_steps_round_no_more_than_the_models_own(decoder, dtype):
     assert ours < 1.1 * own
 
 
+def test_the_head_is_that_of_the_last_prompt(decoder):
+    head = make_head(decoder)
+    lean = LeanForward(decoder, head)
+    states = read(lean, *make_tokens())
+    before = head(states)
+    assert close(lean.predict(states), before)
+    head.weight.data *= 2
+    read(lean, *make_tokens())
+    assert close(lean.predict(states), 2 * before)
+
+
 def test_a_copy_has_weights_of_its_own(decoder):
     model = copy.deepcopy(decoder)
-    install_lean_forward(model)
+    install_lean_forward(model, make_head(model))
     ids, mask = make_tokens()
     expected = read(model.forward, ids, mask)
     copied = copy.deepcopy(model)
@@ -177,7 +196,7 @@ def test_a_copy_has_weights_of_its_own(decoder):
 
 def test_weights_take_no_more_memory(decoder):
     model = copy.deepcopy(decoder)
-    read(LeanForward(model), *make_tokens())
+    read(LeanForward(model, make_head(model)), *make_tokens())
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in model.parameters()}
     assert sum(s.nbytes() for s in storages.values()) == sum(p.nbytes for p in model.parameters())
     assert len(storages) < len(list(model.parameters()))
@@ -185,7 +204,7 @@ def test_weights_take_no_more_memory(decoder):
 
 def test_gradients_and_hidden_states_are_the_models_own(decoder):
     model = copy.deepcopy(decoder).requires_grad_()
-    lean = install_lean_forward(model)
+    lean = install_lean_forward(model, make_head(model))
     ids, mask = make_tokens()
     output = model(
         input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)
@@ -221,7 +240,7 @@ def test_generate_writes_the_same(make_encoder, processor, prompts):
 
 def test_any_projection_may_be_replaced(decoder):
     model = copy.deepcopy(decoder)
-    lean = LeanForward(model)
+    lean = LeanForward(model, make_head(model))
     ids, mask = make_tokens(paddings=(0, 0, 0, 0))
     before = read(lean, ids, mask)
     attention = model.layers[0].self_attn
@@ -271,7 +290,7 @@ def test_what_it_cannot_read_stays_as_it_is(decoder, change, reason, monkeypatch
     monkeypatch.setattr("tracelib.models.lean_forward.rank_zero_info", told.append)
     model = copy.deepcopy(decoder)
     change(model.layers[1])
-    assert install_lean_forward(model) is None
+    assert install_lean_forward(model, make_head(model)) is None
     assert "forward" not in vars(model)
     assert len(told) == 1
     assert reason in told[0]
@@ -280,7 +299,7 @@ def test_what_it_cannot_read_stays_as_it_is(decoder, change, reason, monkeypatch
 def test_other_attention_stays_as_it_is(decoder, monkeypatch):
     monkeypatch.setattr(decoder.config, "_attn_implementation", "eager")
     with pytest.raises(ValueError, match="attention is by eager"):
-        LeanForward(decoder)
+        LeanForward(decoder, make_head(decoder))
 
 
 def test_the_engine_uses_it(make_encoder, processor, prompts, answered, monkeypatch):
@@ -321,7 +340,8 @@ def test_one_state_a_row_is_that_of_all(make_encoder, processor, answered, is_le
 def test_adapters_are_merged_first(tiny_backbone):
     """The control: adapted projections are not plain, so an encoder in training stays as it is."""
     encoder = Encoder(str(tiny_backbone), lora=LoRA(4, 8))
-    assert install_lean_forward(encoder.model.get_base_model().get_decoder()) is None
+    model = encoder.model.get_base_model()
+    assert install_lean_forward(model.get_decoder(), model.get_output_embeddings()) is None
     encoder.prepare_inference()
     assert isinstance(encoder.model.get_decoder().forward, LeanForward)
 

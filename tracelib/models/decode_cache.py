@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_SPARE_COLUMNS = 32  # by which the longest row may grow before the ring does
+_SPARE_COLUMNS = 16  # by which the longest row may grow before the ring does
 
 
 class DecodeCache(Cache):

@@ -238,8 +238,7 @@ class DecodeBatch:
         states = self.encoder.run_backbone(inputs, rows.positions, self.cache)
         states = states[:, -1]
         self.cache.advance()
-        number = torch.arange(len(rows.places), device=states.device)
-        uniforms = rows.uniforms[number, rows.written]
+        uniforms = rows.uniforms.gather(1, rows.written[:, None])[:, 0]
         tokens = self.sampling.choose(self.encoder.predict_tokens(states), uniforms)
         is_read = rows.tokens[:, 0] == emb
         is_forced = (tokens != emb) & (rows.written >= self.limit) & ~is_read
@@ -247,8 +246,9 @@ class DecodeBatch:
         is_closed = tokens == emb
         is_done = is_closed if self.encoder.read_offset == -1 else is_read
         grows = ~is_closed & ~is_read
-        slot = rows.written.clamp(max=self.limit - 1)
-        rows.history[number, slot] = torch.where(grows, tokens, rows.history[number, slot])
+        slot = rows.written.clamp(max=self.limit - 1)[:, None]
+        before = rows.history.gather(1, slot)
+        rows.history.scatter_(1, slot, torch.where(grows[:, None], tokens[:, None], before))
         rows.written = rows.written + grows.long()
         rows.tokens, rows.positions = tokens[:, None], rows.positions + 1
         goes, forced = torch.stack([is_done, is_forced]).cpu()

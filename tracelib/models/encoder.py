@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, D dimensions, V vocabulary, N target tokens.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -185,7 +186,8 @@ class Encoder(nn.Module):
         if self.device.type == "cpu":
             _keep_freed_memory()
         if lean:
-            self._lean = install_lean_forward(self._causal_lm.get_decoder())
+            head = self._causal_lm.get_output_embeddings()
+            self._lean = install_lean_forward(self._causal_lm.get_decoder(), head)
             install_lean_vision(self._causal_lm.get_encoder(modality="image"))
 
     def compute_positions(self, inputs: EncoderInput) -> tuple[Tensor, Tensor]:
@@ -238,10 +240,12 @@ class Encoder(nn.Module):
         `cache`, if given, is filled.
         """
         patches = inputs.unpack().pixel_values
+        read, pictures = self._causal_lm.model, dict[str, Any]()
         if self._has_image_positions and positions.ndim == 2:
             positions = positions.expand(3, -1, -1)
-        read, pictures = self._causal_lm.model, {}
-        if patches is not None:
+        if inputs.pictures is not None:
+            pictures = {"mm_encoder_outputs": {"image": inputs.pictures}}
+        elif patches is not None:
             pictures = {"pixel_values": patches, "image_grid_thw": inputs.image_grid_thw}
         elif self._lean is not None:
             read = self._lean
@@ -261,8 +265,23 @@ class Encoder(nn.Module):
             hidden = hidden[torch.arange(len(hidden), device=hidden.device), last][:, None]
         return hidden
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the backbone takes pictures that it has read before."""
+        taken = inspect.signature(self._causal_lm.model.forward).parameters
+        return self._has_image_positions and "mm_encoder_outputs" in taken
+
+    def read_pictures(self, inputs: EncoderInput) -> Any:
+        """Return what the backbone makes of the pictures alone, for `EncoderInput.pictures`."""
+        return self._causal_lm.model.get_image_features(
+            inputs.unpack().pixel_values, inputs.image_grid_thw, return_dict=True
+        )
+
     def predict_tokens(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., V]` of states `[..., D]`."""
+        is_plain = torch.is_grad_enabled() or torch.is_autocast_enabled(hidden.device.type)
+        if self._lean is not None and not is_plain:
+            return self._lean.predict(hidden)
         logits: Tensor = self._causal_lm.get_output_embeddings()(hidden)
         return logits
 

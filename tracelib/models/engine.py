@@ -20,6 +20,7 @@ from tracelib.models.decode_cache import DecodeCache
 from tracelib.models.decoding import DecodeBatch, EngineOutput, Prefill
 from tracelib.models.encoder import Encoder
 from tracelib.models.gates import Gate, GateFeatures
+from tracelib.models.pictures import read_pictures
 from tracelib.models.prompt_prefix import (
     drop_prefix,
     find_common_prefix,
@@ -100,12 +101,12 @@ class ReasoningEngine:
         )
         prefix = find_common_prefix(prompts)
         shared, first = read_prefix(self.encoder, prefix), 0
-        for part, size in zip(prompts, sizes, strict=True):
+        for part, size in zip(read_pictures(self.encoder, prompts), sizes, strict=True):
             rows = slice(first, first + size)
             device = self.encoder.device
             batch.start(
                 self._read(
-                    part.to(device),
+                    part,
                     shared,
                     gate,
                     task_prior[rows].to(device),

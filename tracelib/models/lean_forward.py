@@ -3,7 +3,8 @@
 Weights, rotary table, masks and cache stay the model's own, the layers are
 `tracelib.models.lean_layer`'s, and the last one computes only the states that are read.
 
-Shapes: B rows, T tokens, D dimensions, C columns of keys.
+Shapes: B rows, T tokens, D dimensions, C columns of keys,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tracelib.models.lean_layer import LeanLayer, Mask, Rotation, normalize
+from tracelib.models.products import Product
 
-_PROBE_ROWS, _PROBE_TOKENS = 2, 6
+_PROBE_ROWS, _PROBE_TOKENS = 8, 6  # many enough for products by oneDNN
 
 
-def install_lean_forward(model: Any) -> LeanForward | None:
+def install_lean_forward(model: Any, head: nn.Module) -> LeanForward | None:
     """Have a language model read by a `LeanForward`, where that gives the same states.
 
     Args:
-        model: The decoder of a causal language model, without its head.
+        model: The decoder of a causal language model.
+        head: Its vocabulary head.
 
     Returns:
         The new forward pass, or None where the model goes on as it is, which is logged.
@@ -36,7 +39,7 @@ def install_lean_forward(model: Any) -> LeanForward | None:
     if isinstance(model.forward, LeanForward):
         return model.forward
     try:
-        lean = LeanForward(model)
+        lean = LeanForward(model, head)
         difference = lean.compare()
         why = f"in fewer operations, states differ by {difference:.2g} of their size"
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -58,18 +61,20 @@ class LeanForward:
     Args:
         model: Decoder of a Llama's build: RMS norms, attention and gated MLP on a residual stream,
             rotary positions.
+        head: Its vocabulary head.
 
     Raises:
         AttributeError: It has no such parts.
         ValueError: Its attention is not `sdpa` over all tokens, or its weights are not plain.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, head: nn.Module) -> None:
         attention = model.config._attn_implementation
         if attention != "sdpa":
             raise ValueError(f"attention is by {attention}, not by sdpa")
         self._model = model
         self._layers = [LeanLayer(layer, number) for number, layer in enumerate(model.layers)]
+        self._head = Product(head)
         self._last: Tensor | None = None
 
     @contextmanager
@@ -116,6 +121,8 @@ class LeanForward:
                 output.last_hidden_state = output.last_hidden_state[rows, self._last][:, None]
             return output  # type: ignore[no-any-return]
         states: Tensor = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if past_key_values is None or not past_key_values.get_seq_length():
+            self._refresh()
         mask = self._build_mask(states, attention_mask, past_key_values)
         rotation = Rotation(*model.rotary_emb(states, position_ids))
         last = self._last if states.shape[1] > 1 else None  # one token a row is the last
@@ -126,6 +133,16 @@ class LeanForward:
             last_hidden_state=normalize(states, model.norm),
             past_key_values=past_key_values,
         )
+
+    def _refresh(self) -> None:
+        """Take the weights as they are now: nothing tells when their numbers have changed."""
+        for layer in self._layers:
+            layer.refresh()
+        self._head.refresh()
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Return logits `[..., V]` of states `[..., D]`, by the head as of the last prompt."""
+        return self._head(hidden)
 
     def _build_mask(self, states: Tensor, mask: Tensor | None, cache: Any) -> Mask:
         """Return who sees whom, from the padding mask `[B, C]` or one that `sdpa` takes."""

@@ -9,12 +9,13 @@ C columns of keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from tracelib.models.products import Product
 
 
 class Mask(NamedTuple):
@@ -74,14 +75,18 @@ class LeanLayer:
             raise ValueError(f"layer {number} attends to a sliding window")
         self._number = number
         self._norm_in, self._norm_mlp = layer.input_layernorm, layer.post_attention_layernorm
-        self._project = _Parallel(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._project = Product(attention.q_proj, attention.k_proj, attention.v_proj)
         self._head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self._head_size, self._scale = attention.head_dim, attention.scaling
-        self._out = _check_plain(attention.o_proj)
-        self._expand = _Parallel(mlp.gate_proj, mlp.up_proj)
-        self._activate, self._down = mlp.act_fn, _check_plain(mlp.down_proj)
+        self._out, self._down = Product(attention.o_proj), Product(mlp.down_proj)
+        self._expand, self._activate = Product(mlp.gate_proj, mlp.up_proj), mlp.act_fn
         self.num_queries = attention.q_proj.out_features // self._head_size
         self.num_keys = attention.k_proj.out_features // self._head_size
+
+    def refresh(self) -> None:
+        """Take the weights as they are now."""
+        for product in (self._project, self._out, self._expand, self._down):
+            product.refresh()
 
     def __call__(
         self, states: Tensor, rotation: Rotation, mask: Mask, cache: Any, last: Tensor | None
@@ -111,9 +116,9 @@ class LeanLayer:
             rows = torch.arange(len(last), device=last.device)
             mask = mask.select(rows, last, key.shape[2])
             query, states = query[rows, last][:, None], states[rows, last][:, None]
-        states = _add_product(states, self._attend(query, key, value, mask), self._out)
+        states = self._out.add_to(states, self._attend(query, key, value, mask))
         gate, up = self._expand(normalize(states, self._norm_mlp)).chunk(2, dim=-1)
-        return _add_product(states, self._activate(gate).mul_(up), self._down)
+        return self._down.add_to(states, self._activate(gate).mul_(up))
 
     def _normalize_heads(self, heads: Tensor, sizes: list[int]) -> Tensor:
         """Return heads of queries and keys `[B, T, Q + K, E]`, normalised where the model does."""
@@ -149,63 +154,7 @@ class LeanLayer:
         return seen.transpose(1, 2).flatten(2)
 
 
-class _Parallel:
-    """Projections of one input as one product; their weights become parts of its weight.
-
-    Args:
-        projections: Plain ones, all with a bias or all without.
-    """
-
-    def __init__(self, *projections: nn.Linear) -> None:
-        self._projections = [_check_plain(projection) for projection in projections]
-        self._places: list[int] = []
-        self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the results side by side."""
-        # a change of type or device takes the projections' weights elsewhere
-        if self._weight is None or self._places != self._find_places():
-            self._weight = _lay_together([p.weight for p in self._projections])
-            biases = [p.bias for p in self._projections if p.bias is not None]
-            self._bias = _lay_together(biases) if biases else None
-            self._places = self._find_places()
-        return functional.linear(inputs, self._weight, self._bias)
-
-    def _find_places(self) -> list[int]:
-        """Return where the weights are in memory; a bias goes where its weight goes."""
-        return [projection.weight.data_ptr() for projection in self._projections]
-
-
-@torch.inference_mode(mode=False)
-def _lay_together(parameters: Sequence[Tensor]) -> Tensor:
-    """Return one tensor of all rows, of which the parameters hold parts from now on."""
-    whole = torch.cat([parameter.data for parameter in parameters])
-    parts = torch.split(whole, [len(parameter) for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.data = part
-    return whole
-
-
-def _check_plain(projection: nn.Module) -> nn.Linear:
-    """Return the projection.
-
-    Raises:
-        ValueError: It is not a plain one, but adapted or quantized.
-    """
-    if type(projection) is not nn.Linear:
-        raise ValueError(f"a projection is a {type(projection).__name__}, not a plain Linear")
-    return projection
-
-
 def normalize(states: Tensor, norm: Any) -> Tensor:
     """Return states `[..., D]` after a module that is an RMS norm."""
     weight: Tensor = norm.weight
     return functional.rms_norm(states, weight.shape, weight, norm.variance_epsilon)
-
-
-def _add_product(states: Tensor, inputs: Tensor, projection: nn.Linear) -> Tensor:
-    """Return `[B, T, D]` states plus the projected inputs."""
-    weight = projection.weight.t()
-    added = torch.addmm(states.flatten(0, 1), inputs.flatten(0, 1), weight).view(states.shape)
-    return added if projection.bias is None else added.add_(projection.bias)
