@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-LIMITS = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+LIMITS = {"LRU_CACHE_CAPACITY": "6", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "12"}
 
 
 @pytest.mark.parametrize("own", [{}, {"LRU_CACHE_CAPACITY": "7"}])
