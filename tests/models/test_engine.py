@@ -535,7 +535,7 @@ def test_arguments_of_different_lengths_are_refused(encoders, processor, prompts
 
 
 def test_one_engine_again_and_again(thinkers, processor, many, alone, monkeypatch):
-    """Its memory serves the next call, whatever became of the last one."""
+    """Its memory serves the next call, whatever became of the last one, and shows in no digit."""
     encoder = copy.deepcopy(thinkers[-1])
     encoder.prepare_inference()
     engine = ReasoningEngine(encoder, None, LONG_LIMIT, 5)
@@ -545,10 +545,13 @@ def test_one_engine_again_and_again(thinkers, processor, many, alone, monkeypatc
         return engine.embed_queries([processor(turns)], AlwaysGate(), torch.zeros(len(ids)), ids)
 
     whole = range(len(many))
-    check_rows(embed(many), alone[-1], whole)
     with torch.inference_mode():
-        check_rows(embed(many[3:5]), alone[-1], [3, 4])
-        check_rows(embed(many), alone[-1], whole)
+        few = embed(many[3:5])
+        check_rows(few, alone[-1], [3, 4])
+        first = embed(many)
+    check_rows(first, alone[-1], whole)
+    assert torch.equal(embed(many).embeddings, first.embeddings)
+    assert torch.equal(embed(many[3:5]).embeddings, few.embeddings)
     with monkeypatch.context() as context:
         context.setattr(type(engine.encoder), "predict_tokens", broken_after(5, encoder))
         with pytest.raises(RuntimeError, match="no more tokens"):

@@ -42,9 +42,14 @@ class DecodeCache(Cache):
         self._is_token = torch.zeros(num_slots, 0, dtype=torch.long)
         self._spare: Tensor | None = None  # what keys or values of a layer have moved out of
 
+    @torch.inference_mode(mode=False)
     def clear(self) -> None:
-        """Let all rows go."""
-        self.num_active = 0
+        """Let all rows go, and all columns: their number shows in a result's last digits."""
+        self.num_active = self.next = 0
+        self._is_token = self._is_token[:, :0]
+        for layer in self._slots:
+            for tensor in (layer.keys, layer.values):
+                tensor.resize_(*tensor.shape[:2], 0, tensor.shape[3])  # its memory stays
 
     @property
     def num_columns(self) -> int:
