@@ -152,7 +152,11 @@ def test_a_window_of_query_batches_is_embedded_at_once(built, tmp_path, monkeypa
     monkeypatch.setattr(data, "eval_batch_size", 2)
     session = make_session(built, tmp_path)
     queries, candidates = session.plan_batches()
-    assert max(map(len, queries)) == min(2 * window, 4)  # a column has four queries
+    columns = session.found.query_spans.values()
+    assert {len(span) for span in columns} == {4}
+    assert max(map(len, queries)) == 2 * window
+    num_columns = {sum(bool({*batch} & {*span}) for span in columns) for batch in queries}
+    assert max(num_columns) == max(1, window // 2)
     assert max(map(len, candidates)) == 2
     assert sorted(place for batch in queries for place in batch) == list(
         range(len(session.found.queries))

@@ -19,8 +19,9 @@ Shard = tuple[str, int]
 class StoredSide:
     """A part per column, and who embeds what.
 
-    Shards belong to ranks in turn, and a batch never leaves its shard: the bytes of a store do not
-    depend on the number of ranks, nor on how often it was interrupted.
+    Ranks take turns at groups of shards: small ones that fit into one batch together, also of
+    different columns, and else a single one. A batch never leaves its group, so the bytes of a
+    store do not depend on the number of ranks, nor on how often it was interrupted.
 
     Args:
         folder: Folder of the parts, each in `<column>-<digest of its key>`.
@@ -86,21 +87,44 @@ class StoredSide:
             rank: This process.
             world_size: Number of processes.
         """
-        self._owned = set(open_shards[rank::world_size])
+        is_open = set(open_shards).__contains__
+        groups = [group for group in self._group_shards(batch_size) if any(map(is_open, group))]
+        self._owned = {shard for group in groups[rank::world_size] for shard in group}
         batches = []
-        for column, shard in open_shards[rank::world_size]:
-            committed = self.parts[column].find_committed(shard)
-            start = self.spans[column].start + shard * SHARD_ROWS
-            for batch in self._cut_shard(column, shard, lengths, batch_size):
-                if not committed[batch - start].all():
+        for group in groups[rank::world_size]:
+            missing = np.concatenate([self._find_missing(*shard) for shard in group])
+            for batch in self._cut_group(group, lengths, batch_size):
+                if np.isin(batch, missing).any():
                     batches.append(batch.tolist())
-        return batches or [
-            self._cut_shard(next(iter(self.parts)), 0, lengths, batch_size)[0].tolist()
-        ]
+        if batches:
+            return batches
+        first_group = self._group_shards(batch_size)[0]
+        return [self._cut_group(first_group, lengths, batch_size)[0].tolist()]
 
-    def _cut_shard(self, column: str, shard: int, lengths: Row, batch_size: int) -> list[Row]:
-        span = self.spans[column]
-        places = np.arange(span.start, span.stop)[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+    def _group_shards(self, batch_size: int) -> list[list[Shard]]:
+        groups: list[list[Shard]] = []
+        num_free = 0
+        for column, part in self.parts.items():
+            for shard in range(part.num_shards):
+                num_records = len(self._list_places(column, shard))
+                if num_records > num_free:
+                    groups.append([])
+                    num_free = batch_size
+                groups[-1].append((column, shard))
+                num_free -= num_records
+        return groups
+
+    def _list_places(self, column: str, shard: int) -> Row:
+        span = self.spans[column][shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+        return np.arange(span.start, span.stop)
+
+    def _find_missing(self, column: str, shard: int) -> Row:
+        """Return the places of a shard that are not committed."""
+        missing: Row = ~self.parts[column].find_committed(shard)
+        return self._list_places(column, shard)[missing]
+
+    def _cut_group(self, group: list[Shard], lengths: Row, batch_size: int) -> list[Row]:
+        places = np.concatenate([self._list_places(*shard) for shard in group])
         places = places[self.first_places[places] == places]
         order = places[np.argsort(lengths[places], kind="stable")]
         return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
@@ -111,11 +135,15 @@ class StoredSide:
         Raises:
             ValueError: An embedding is zero or not finite.
         """
-        column, first = self._locate(places[0])
-        if (column, (places[0] - first) // SHARD_ROWS) not in self._owned:
-            return False
-        self.parts[column].write([place - first for place in places], values)
-        return True
+        by_shard: dict[Shard, list[int]] = {}
+        for row, place in enumerate(places):
+            by_shard.setdefault(self._locate(place), []).append(row)
+        owned = [shard for shard in by_shard if shard in self._owned]
+        for column, shard in owned:
+            rows, first = by_shard[column, shard], self.spans[column].start
+            own = {name: value[rows] for name, value in values.items()}
+            self.parts[column].write([places[row] - first for row in rows], own)
+        return bool(owned)
 
     def flush(self) -> None:
         """Have what was written reach the disk, where other ranks may look for it."""
@@ -125,12 +153,11 @@ class StoredSide:
     def fill_repeats(self) -> None:
         """Give records of the same content their first one's row; all ranks are done by now."""
         for column, shard in sorted(self._owned):
-            part, span = self.parts[column], self.spans[column]
-            start = span.start + shard * SHARD_ROWS
-            places = np.arange(start, min(span.stop, start + SHARD_ROWS))
+            part, first = self.parts[column], self.spans[column].start
+            places = self._list_places(column, shard)
             for place in places[self.first_places[places] != places].tolist():
-                row = part.read_committed(int(self.first_places[place]) - span.start)
-                part.write_rows([place - span.start], row)
+                row = part.read_committed(int(self.first_places[place]) - first)
+                part.write_rows([place - first], row)
             part.close_whole(shard)
 
     def read(self, field: str) -> Row:
@@ -168,8 +195,8 @@ class StoredSide:
             for offset in range(0, len(block), chunk_size):
                 yield start + shards[0][0] + offset, block[offset : offset + chunk_size]
 
-    def _locate(self, place: int) -> tuple[str, int]:
+    def _locate(self, place: int) -> Shard:
         for column, span in self.spans.items():
             if place in span:
-                return column, span.start
+                return column, (place - span.start) // SHARD_ROWS
         raise IndexError(f"place {place} is in no column of {list(self.spans)}")
