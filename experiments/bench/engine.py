@@ -72,7 +72,7 @@ def bench_engine(
     run: Path | None = None,
     runs_folder: Path = Path("runs"),
     shape: Literal["embedded", "0.1b", "3b", "7b"] = "embedded",
-    num_queries: int = 1024,
+    num_queries: int = 2048,
     num_looped: int = 48,
     batch_size: int = 64,
     decode_batch_size: int = 128,
@@ -87,9 +87,9 @@ def bench_engine(
         run: Folder of the fitted run; default is the newest that was trained to think.
         runs_folder: Where runs are looked for.
         shape: `embedded` takes the run, the others a Qwen2.5-VL of random weights.
-        num_queries: Queries of each set, or as many as there are; the default is the most that an
-            evaluation ever hands the engine at once. Of fewer, as Scenes' columns are, the last
-            thoughts are in smaller company, and mixes slower.
+        num_queries: Queries of each set, handed to the engine at once; they repeat where the split
+            has fewer. The default is what an evaluation of Scenes hands it (`data.eval_window`). Of
+            fewer, the last thoughts are in smaller company, and mixes slower.
         num_looped: Queries of each set for the loop that takes them one by one.
         batch_size: Prompts read at once.
         decode_batch_size: Most queries that the engine decodes at the same time.
@@ -140,7 +140,7 @@ def compare_memory(
 ) -> dict[str, float]:
     """Return peaks of the engine over all hard queries and of plain `generate` on one batch."""
     chosen = [query.place for query in spread(sides.hard, sides.decode_batch_size)]
-    places = chosen + [query.place for query in sides.hard if query.place not in chosen]
+    places = list(dict.fromkeys(chosen + [query.place for query in sides.hard]))
     sizes = (sides.batch_size, sides.decode_batch_size)
     context = multiprocessing.get_context("spawn")
     measured: dict[str, list[tuple[float, float]]] = {"engine": [], "generate": []}

@@ -29,7 +29,7 @@ _MAX_DIFFERENCE = 1e-4  # in float32
 _LEAST_EQUAL = 0.98  # in other types
 _MOST_SPLIT = 16_384  # queries looked at to find those that think
 _OTHER_MIXES = (10, 50)  # percent that think in the mixes timed beside the natural one
-_ENGINE_TURNS = 5  # per run: its times are short beside the loops'
+_ENGINE_TURNS = 3  # per run: its times are short beside the loops'
 
 Sides = dict[str, tuple[Callable[[], object], int]]
 """What is timed, and the queries it embeds, by name."""
@@ -57,7 +57,7 @@ class EngineSides:
         source: Model and queries.
         batch_size: Prompts read at once.
         decode_batch_size: Most queries that the engine decodes at the same time.
-        num_queries: Queries of each set, or as many as there are.
+        num_queries: Queries of each set; they repeat where the source has fewer.
         num_looped: Queries of each set for the loop that takes them one by one.
 
     Raises:
@@ -91,7 +91,6 @@ class EngineSides:
         self.forced_share = output.is_forced.sum().item() / output.thinks.sum().item()
         self.hard = spread([query for query in queries if query.thought], num_queries)
         self.easy = spread([query for query in queries if not query.thought], num_queries)
-        num_queries = min(num_queries, len(queries))
         self.mix = self._mix(queries, num_queries, self.think_share)
         self.other_mixes = {
             percent: self._mix(queries, num_queries, percent / 100) for percent in _OTHER_MIXES
@@ -207,7 +206,8 @@ class EngineSides:
         """Return queries per second of every side in each run.
 
         A run is short, for a machine's speed may change by the minute. Our own sides, which are
-        short beside the loops, take several turns in it, each in another order; medians count.
+        short beside the loops, take several turns in it, each in another order and with some of the
+        loops among them; medians count.
         """
         hard, easy, mix = map(self.join, (self.hard, self.easy, self.mix))
         engine, loop = self.engine, self.loop
@@ -237,9 +237,10 @@ class EngineSides:
         return [self._time_run(ours, theirs, number) for number in range(num_runs)]
 
     def _time_run(self, ours: Sides, theirs: Sides, number: int) -> dict[str, float]:
-        turns = [*theirs]
+        turns: list[str] = []
         for turn in range(_ENGINE_TURNS):
-            turns += random.Random(f"{number} {turn}").sample([*ours], len(ours))
+            names = [*ours, *list(theirs)[turn::_ENGINE_TURNS]]
+            turns += random.Random(f"{number} {turn}").sample(names, len(names))
         seconds: dict[str, list[float]] = {name: [] for name in turns}
         sides = ours | theirs
         for name in turns:
@@ -265,10 +266,12 @@ def sort_by_length(queries: Sequence[TimedQuery]) -> list[TimedQuery]:
 
 
 def spread(queries: Sequence[TimedQuery], num_queries: int) -> list[TimedQuery]:
-    """Return some queries, evenly spread over the lengths of thoughts, by prompt length."""
+    """Return queries evenly spread over the lengths of thoughts, by prompt length.
+
+    Where fewer are there than wanted, some come several times.
+    """
     ordered = sorted(queries, key=lambda query: len(query.thought))
-    wanted = min(num_queries, len(ordered))
-    places = ((np.arange(wanted) + 0.5) * len(ordered) / max(wanted, 1)).astype(int)
+    places = ((np.arange(num_queries) + 0.5) * len(ordered) / num_queries).astype(int)
     return sort_by_length([ordered[place] for place in places])
 
 

@@ -66,6 +66,52 @@ def test_every_record_is_planned_once_in_batches_of_similar_length(tmp_path):
     )
 
 
+def test_small_shards_share_a_batch_and_large_ones_do_not(tmp_path):
+    """The last 300 of one column and the 120 of the other fit into one batch."""
+    for batch_size, sizes in ((420, [420]), (419, [300, 120])):
+        batches = plan(build(tmp_path), batch_size)
+        assert [len(b) for b in batches[-len(sizes) :]] == sizes
+        assert all(max(batch) < SHARD_ROWS for batch in batches[: -len(sizes)])
+        assert np.all(np.diff(LENGTHS[batches[-1]]) >= 0)
+    one, other = (plan(build(tmp_path), 420, rank, 2) for rank in range(2))
+    assert [len(batch) for batch in other] == [420]
+    assert sum(map(len, one)) == SHARD_ROWS
+
+
+def embed_together(side, batches):
+    """Give each row what depends on the rest of its batch."""
+    for batch in batches:
+        side.write(batch, {"embedding": VALUES[batch] + VALUES[batch].sum(0)})
+
+
+def test_a_shared_batch_cut_short_between_its_shards_gives_the_same_bytes(tmp_path, monkeypatch):
+    side = build(tmp_path / "whole")
+    embed_together(side, plan(side, 500))
+    side = build(tmp_path / "cut")
+    batches = plan(side, 500)
+    with monkeypatch.context() as context:
+        context.setattr(side.parts["b_task1"], "write", None)
+        with pytest.raises(TypeError, match="not callable"):
+            embed_together(side, batches)
+    side = build(tmp_path / "cut")
+    assert side.list_open_shards() == [("b_task1", 0)]
+    assert [len(batch) for batch in plan(side, 500)] == [420]
+    embed_together(side, plan(side, 500))
+    assert read_files(tmp_path / "cut") == read_files(tmp_path / "whole")
+
+
+def test_what_was_stored_before_stays_when_its_neighbour_is_embedded(tmp_path):
+    side = build(tmp_path)
+    batches = plan(side, 33)
+    embed(side, [batch for batch in batches if batch[0] < SHARD_ROWS + 300])
+    side = build(tmp_path)
+    (batch,) = plan(side, 500)
+    assert len(batch) == 420
+    assert side.write(batch, {"embedding": -VALUES[batch]})
+    signs = (side.read("embedding") * VALUES).sum(1) > 0
+    assert signs.tolist() == [place < SHARD_ROWS + 300 for place in range(NUM)]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 def test_bytes_do_not_depend_on_ranks_or_interruptions(tmp_path, world_size):
     finish(tmp_path / "whole")

@@ -52,7 +52,7 @@ class MBEIRDataModule(lightning.LightningDataModule):
         eval_batch_size: Queries or candidates that a device reads at once in evaluation.
         eval_window: Batches of queries whose thoughts are written together in evaluation: a query
             that is done makes room for one of the next batch. More is faster, and loses more
-            work when interrupted; at most 1,024 queries, all of one column.
+            work when interrupted. Columns of fewer queries share a window.
         rationale: Text of the language-modelling loss, before the embedding token: `none`,
             `teacher` (target-blind) or `oracle` (it may have seen the target).
         contrastive_rationale: What training embeddings are read after: `annotated` the same text,
