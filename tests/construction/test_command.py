@@ -75,7 +75,7 @@ def test_a_misspelt_option_is_named(args, option, named, capsys):
     ],
 )
 def test_what_is_wrong_is_said_before_anybody_is_asked(args, options, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(["cot", "build", *args, *options])
 

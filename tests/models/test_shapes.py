@@ -45,7 +45,8 @@ def test_a_folder_comes_before_what_is_published(tiny_backbone):
     assert read_config("Qwen/Qwen2.5-VL-7B-Instruct").get_text_config().hidden_size == 3584
 
 
-def test_an_unknown_backbone_is_refused_by_name():
+def test_an_unknown_backbone_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no hub is waited for
     with pytest.raises(
         ValueError, match=r"'no/such-model'.*Qwen/Qwen2.5-VL-7B.*encoder\.init_args"
     ):
