@@ -13,7 +13,7 @@ import pytest
 from tests.tiny import write_recipe
 
 REPOSITORY = Path(__file__).parents[1]
-SETTINGS = ["--data.eval_batch_size=8", "--data.num_workers=0"]
+SETTINGS = ["--data.eval_batch_size=8", "--data.eval_window=1", "--data.num_workers=0"]
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 
 

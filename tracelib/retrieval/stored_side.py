@@ -21,7 +21,8 @@ class StoredSide:
 
     Ranks take turns at groups of shards: small ones that fit into one batch together, also of
     different columns, and else a single one. A batch never leaves its group, so the bytes of a
-    store do not depend on the number of ranks, nor on how often it was interrupted.
+    store do not depend on the number of ranks, nor on how often it was interrupted; what was in one
+    batch, that is columns and batch size, shows in last digits.
 
     Args:
         folder: Folder of the parts, each in `<column>-<digest of its key>`.
