@@ -540,9 +540,12 @@ def test_one_engine_again_and_again(thinkers, processor, many, alone, monkeypatc
     encoder.prepare_inference()
     engine = ReasoningEngine(encoder, None, LONG_LIMIT, 5)
 
-    def embed(turns):
+    def arguments(turns):
         ids = torch.arange(len(turns))
-        return engine.embed_queries([processor(turns)], AlwaysGate(), torch.zeros(len(ids)), ids)
+        return [processor(turns)], AlwaysGate(), torch.zeros(len(ids)), ids
+
+    def embed(turns):
+        return engine.embed_queries(*arguments(turns))
 
     whole = range(len(many))
     with torch.inference_mode():
@@ -557,10 +560,37 @@ def test_one_engine_again_and_again(thinkers, processor, many, alone, monkeypatc
         with pytest.raises(RuntimeError, match="no more tokens"):
             embed(many)
     check_rows(embed(many), alone[-1], whole)
-    encoder.to(torch.bfloat16)
-    assert embed(many).thinks.all()
-    encoder.float()
-    embed(many)
+    for dtype, num_slots in ((torch.bfloat16, 5), (torch.float32, 5), (torch.float32, 2)):
+        encoder.to(dtype)
+        engine.decode_batch_size = num_slots
+        fresh = ReasoningEngine(encoder, None, LONG_LIMIT, num_slots)
+        again, expected = (e.embed_queries(*arguments(many)) for e in (engine, fresh))
+        assert again.rationale_token_ids == expected.rationale_token_ids
+        assert torch.equal(again.embeddings, expected.embeddings)
+    assert engine._cache is not None
+    assert copy.deepcopy(engine)._cache is None
+
+
+def test_a_call_within_a_call_has_memory_of_its_own(thinkers, processor, many, alone):
+    engine = ReasoningEngine(thinkers[-1], None, LONG_LIMIT, 5)
+
+    class Asking(AlwaysGate):
+        def decide(self, features):
+            size = len(many)
+            asked.append(
+                engine.embed_queries(
+                    [processor(many)], AlwaysGate(), torch.zeros(size), torch.arange(size)
+                )
+            )
+            return super().decide(features)
+
+    asked = []
+    parts = [processor(many[:4]), processor(many[4:])]
+    size = len(many)
+    found = engine.embed_queries(parts, Asking(), torch.zeros(size), torch.arange(size))
+    assert len(asked) == 2
+    for output in (found, *asked):
+        check_rows(output, alone[-1], range(size))
 
 
 def broken_after(num_calls, encoder):

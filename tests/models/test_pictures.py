@@ -11,7 +11,8 @@ from tracelib.data.collator import ChatProcessor, Turn
 from tracelib.models import pictures
 from tracelib.models.encoder import Encoder
 from tracelib.models.engine import ReasoningEngine
-from tracelib.models.gates import NeverGate
+from tracelib.models.gates import AlwaysGate, NeverGate
+from tracelib.models.sampling import Sampling
 from tracelib.prompts import Template
 
 FAMILIES = ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
@@ -112,3 +113,58 @@ def test_parts_come_in_order_and_keep_their_text(encoder, parts):
         else:
             assert part.pixel_values is None
             assert len(part.pictures.pooler_output) == len(given.image_grid_thw)
+
+
+def test_parts_that_were_read_before_keep_their_pictures(encoder, parts):
+    with torch.inference_mode():
+        expected = embed(encoder, parts)
+        again = list(pictures.read_pictures(encoder, parts))
+        mixed = embed(encoder, [parts[0], again[1], *parts[2:]])
+    assert again[1].pixel_values is None
+    torch.testing.assert_close(mixed.embeddings, expected.embeddings, atol=1e-5, rtol=0)
+
+
+def test_patches_in_bytes_stand_for_what_their_own_scale_says(encoder, parts):
+    packed = []
+    for number, part in enumerate(parts):
+        if part.pixel_values is not None and number:
+            size = part.pixel_values.shape
+            scale = torch.stack([torch.full(size[1:], 0.2 * number), torch.ones(size[1:])])
+            values = torch.randint(256, size, dtype=torch.uint8)
+            part = dataclasses.replace(part, pixel_values=values, pixel_scale=scale)
+        packed.append(part)
+    with torch.inference_mode():
+        read = list(pictures.read_pictures(encoder, packed))
+        for found, part in zip(read, packed, strict=True):
+            assert found.pixel_values is None
+            if part.pixel_values is not None:
+                expected = torch.cat(list(encoder.read_pictures(part).pooler_output))
+                states = torch.cat(list(found.pictures.pooler_output))
+                torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_new_numbers_are_seen_though_no_prompt_was_without_pictures(folder, parts):
+    """A backbone may read pictures by its own layers, and then decode by ours."""
+    prompts, size, outputs = parts[1:2], 3, []  # too few for a prefix to be read alone
+
+    def think(encoder):
+        engine, ids = ReasoningEngine(encoder, None, 3), torch.arange(size)
+        sampling = Sampling(1.0, 8)  # rows enough for products by oneDNN
+        return engine.embed_queries(prompts, AlwaysGate(), torch.zeros(size), ids, sampling)
+
+    for is_used in (False, True):
+        torch.manual_seed(0)
+        encoder = Encoder(str(folder), lora=None).eval()
+        if is_used:
+            encoder.prepare_inference()
+            before = think(encoder)
+        with torch.no_grad():
+            for layer in encoder.model.get_decoder().layers:
+                layer.mlp.down_proj.weight.mul_(-3)
+            encoder.model.get_output_embeddings().weight.mul_(-1)
+        encoder.prepare_inference()
+        outputs.append(think(encoder))
+    fresh, used = outputs
+    assert used.rationale_token_ids == fresh.rationale_token_ids
+    torch.testing.assert_close(used.embeddings, fresh.embeddings, atol=1e-4, rtol=0)
+    assert not torch.allclose(before.embeddings, used.embeddings, atol=1e-1)  # the control

@@ -72,6 +72,12 @@ def test_weights_are_those_of_the_last_refresh_or_move(way):
     assert product(rows.bfloat16()).dtype == torch.bfloat16
 
 
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+)
+
+
+@needs_onednn
 @torch.no_grad()
 def test_a_weight_that_stays_is_put_in_order_once(monkeypatch):
     packed, pack = [], products._pack
@@ -99,11 +105,19 @@ def test_a_copy_computes_by_itself():
     assert torch.equal(product(rows), projection.bias.expand(32, -1))
 
 
+@needs_onednn
 def test_large_weights_are_not_copied():
     large = nn.Linear(1024, 1024)
     product = Product(large)
     product.refresh()
     assert product._packed.data_ptr() == large.weight.data_ptr()
+
+
+def test_who_turns_onednn_off_is_heard():
+    product = Product(nn.Linear(24, 40))
+    with torch.backends.mkldnn.flags(enabled=False):
+        product.refresh()
+    assert product._packed is None
 
 
 def test_other_projections_are_refused():

@@ -70,7 +70,8 @@ class DecodeCache(Cache):
             attention_mask: `[B, T]` 1 on tokens, padded on either side.
         """
         prefilled: Any = source.layers
-        if not self._slots or not self._slots[0].is_like(prefilled[0].keys):
+        is_known = len(self._slots) == len(prefilled)
+        if not is_known or not self._slots[0].is_like(prefilled[0].keys):
             self._slots[:] = [_DecodeLayer(self, given.keys) for given in prefilled]
             self._is_token = self._is_token[:, :0].to(attention_mask.device)
             self._spare = None
@@ -182,7 +183,9 @@ class _DecodeLayer(CacheLayerMixin):
 
     def is_like(self, given: Tensor) -> bool:
         """Return whether a tensor is of the same kind."""
-        return (self.keys.dtype, self.keys.device) == (given.dtype, given.device)
+        return (self.keys.dtype, self.keys.device) == (given.dtype, given.device) and (
+            self.keys.shape[1::2] == given.shape[1::2]
+        )
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the cache allocates."""

@@ -279,11 +279,11 @@ class Encoder(nn.Module):
 
     def predict_tokens(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., V]` of states `[..., D]`."""
+        head = self._causal_lm.get_output_embeddings()
         is_plain = torch.is_grad_enabled() or torch.is_autocast_enabled(hidden.device.type)
-        if self._lean is not None and not is_plain:
+        if self._lean is not None and self._lean.head is head and not is_plain:
             return self._lean.predict(hidden)
-        logits: Tensor = self._causal_lm.get_output_embeddings()(hidden)
-        return logits
+        return head(hidden)  # type: ignore[no-any-return]
 
     def forward(self, inputs: EncoderInput) -> EncoderOutput:
         """Encode whole sequences, each of which holds its embedding token.
@@ -338,10 +338,10 @@ class Encoder(nn.Module):
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep up to 62 MiB of what is freed, so that layers find their memory warm.
+    """Have the C library keep more of what is freed, so that layers find their memory warm.
 
-    glibc gives freed memory back beyond twice the largest block that it has seen freed, of blocks
-    of up to 32 MiB (mallopt(3)), and asking for it again costs more than many an operation. This
-    block is never written to, so it takes none; where a user has set the thresholds, they stay.
+    glibc gives the end of its heap back beyond twice the largest block that it has seen freed, of
+    blocks of up to 32 MiB (mallopt(3)), here 62 MiB, and asking for it again costs more than many
+    an operation. The block is not written to; where a user has set the thresholds, they stay.
     """
     torch.empty(31 << 20, dtype=torch.uint8)

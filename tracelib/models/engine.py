@@ -11,6 +11,7 @@ Shapes: B queries (or samples), P queries of a part, T tokens, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,9 +97,8 @@ class ReasoningEngine:
             )
         sampling = sampling or Sampling()
         num_rows = sum(sizes) * sampling.num_samples
-        batch = DecodeBatch(
-            self.encoder, num_rows, sampling, self.max_rationale_tokens, self._take_cache(num_rows)
-        )
+        cache = self._take_cache(num_rows)
+        batch = DecodeBatch(self.encoder, num_rows, sampling, self.max_rationale_tokens, cache)
         prefix = find_common_prefix(prompts)
         shared, first = read_prefix(self.encoder, prefix), 0
         for part, size in zip(read_pictures(self.encoder, prompts), sizes, strict=True):
@@ -116,16 +116,22 @@ class ReasoningEngine:
             )
             batch.decode(is_last=first + size == sum(sizes))
             first += size
+        if self.encoder.device.type == "cpu":  # a GPU's memory is torch's to keep
+            self._cache = cache
         return batch.finish(self.encoder.hidden_size)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of."""
+        return vars(self) | {"_cache": None}
+
     def _take_cache(self, num_rows: int) -> DecodeCache:
-        """Return the decode batch's cache; a GPU's memory is torch's to keep."""
+        """Return the decode batch's cache, which is nobody else's until the call is over."""
+        cache, self._cache = self._cache, None
         if self.encoder.device.type != "cpu":
-            self._cache = None
             return DecodeCache(min(self.decode_batch_size, num_rows))
-        if self._cache is None:
-            self._cache = DecodeCache(self.decode_batch_size)
-        return self._cache
+        if cache is None or cache.num_slots != self.decode_batch_size:
+            return DecodeCache(self.decode_batch_size)
+        return cache
 
     def _read(
         self,

@@ -3,8 +3,7 @@
 Weights, rotary table, masks and cache stay the model's own, the layers are
 `tracelib.models.lean_layer`'s, and the last one computes only the states that are read.
 
-Shapes: B rows, T tokens, D dimensions, C columns of keys,
-V vocabulary.
+Shapes: B rows, T tokens, D dimensions, C columns of keys, V vocabulary.
 """
 
 from __future__ import annotations
@@ -72,9 +71,9 @@ class LeanForward:
         attention = model.config._attn_implementation
         if attention != "sdpa":
             raise ValueError(f"attention is by {attention}, not by sdpa")
-        self._model = model
+        self._model, self.head = model, head
         self._layers = [LeanLayer(layer, number) for number, layer in enumerate(model.layers)]
-        self._head = Product(head)
+        self._predict = Product(head)
         self._last: Tensor | None = None
 
     @contextmanager
@@ -98,6 +97,8 @@ class LeanForward:
     ) -> BaseModelOutputWithPast:
         """Return what the model returns, of its last layer."""
         model = self._model
+        if past_key_values is None or not past_key_values.get_seq_length():
+            self._refresh()
         if (
             torch.is_grad_enabled()
             or torch.is_autocast_enabled(model.device.type)
@@ -121,8 +122,6 @@ class LeanForward:
                 output.last_hidden_state = output.last_hidden_state[rows, self._last][:, None]
             return output  # type: ignore[no-any-return]
         states: Tensor = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is None or not past_key_values.get_seq_length():
-            self._refresh()
         mask = self._build_mask(states, attention_mask, past_key_values)
         rotation = Rotation(*model.rotary_emb(states, position_ids))
         last = self._last if states.shape[1] > 1 else None  # one token a row is the last
@@ -138,11 +137,11 @@ class LeanForward:
         """Take the weights as they are now: nothing tells when their numbers have changed."""
         for layer in self._layers:
             layer.refresh()
-        self._head.refresh()
+        self._predict.refresh()
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., V]` of states `[..., D]`, by the head as of the last prompt."""
-        return self._head(hidden)
+        return self._predict(hidden)
 
     def _build_mask(self, states: Tensor, mask: Tensor | None, cache: Any) -> Mask:
         """Return who sees whom, from the padding mask `[B, C]` or one that `sdpa` takes."""

@@ -30,32 +30,32 @@ def read_pictures(encoder: Encoder, parts: Sequence[EncoderInput]) -> Iterator[E
         if group and num_patches + num_new > most:
             yield from _read_group(encoder, group)
             group, num_patches = [], 0
-        group.append(part.to(encoder.device))
+        group.append(part)
         num_patches += num_new
     yield from _read_group(encoder, group)
 
 
-def _read_group(encoder: Encoder, parts: Sequence[EncoderInput]) -> Sequence[EncoderInput]:
-    """Return parts, their pictures read if more than one has any."""
-    seen = [part for part in parts if part.pixel_values is not None]
+def _read_group(encoder: Encoder, parts: Sequence[EncoderInput]) -> Iterator[EncoderInput]:
+    """Yield parts, their pictures read if more than one has any to read."""
+    seen = [part.to(encoder.device).unpack() for part in parts if part.pixel_values is not None]
     if len(seen) < 2:
-        return parts
+        yield from (part.to(encoder.device) for part in parts)
+        return
     patches, grids = (
-        [getattr(p, name) for p in seen] for name in ("pixel_values", "image_grid_thw")
+        torch.cat([getattr(part, name) for part in seen])
+        for name in ("pixel_values", "image_grid_thw")
     )
-    whole = dataclasses.replace(
-        seen[0], pixel_values=torch.cat(patches), image_grid_thw=torch.cat(grids)
-    )
-    output, first, read = encoder.read_pictures(whole), 0, []
+    whole = dataclasses.replace(seen[0], pixel_values=patches, image_grid_thw=grids)
+    output, first = encoder.read_pictures(whole), 0
     for part in parts:
-        if part.image_grid_thw is None:
-            read.append(part)
+        if part.pixel_values is None or part.image_grid_thw is None:
+            yield part.to(encoder.device)
             continue
         stop = first + len(part.image_grid_thw)
         pictures = _select_pictures(output, slice(first, stop))
-        read.append(dataclasses.replace(part, pixel_values=None, pictures=pictures))
+        read = dataclasses.replace(part, pixel_values=None, pixel_scale=None, pictures=pictures)
+        yield read.to(encoder.device)
         first = stop
-    return read
 
 
 def _select_pictures(output: Any, some: slice) -> Any:

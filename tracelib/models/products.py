@@ -1,8 +1,9 @@
 """Products of rows and weights for inference, on a CPU by oneDNN.
 
 torch multiplies float32 by MKL, which leaves half of some processors' width unused, and in every
-product puts the weight in order anew. oneDNN uses all of it, and takes weights put in order before.
-It is asked as torch.compile asks it; the states it gives are compared before they are used.
+product puts the weight in order anew. oneDNN uses all of it, and takes small weights put in order
+before. It is asked by the operations that torch.compile has for bfloat16. Those who use it compare
+a layer's states first.
 
 Shapes: D dimensions in, O dimensions out.
 """
@@ -87,7 +88,8 @@ class Product:
 
 def _pack(weight: Tensor) -> Tensor | None:
     """Return a weight as oneDNN is to have it, or None where torch's product is as good."""
-    is_used = weight.is_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    mkldnn = torch.backends.mkldnn
+    is_used = weight.is_cpu and mkldnn.enabled and mkldnn.is_available()  # type: ignore[no-untyped-call]
     if weight.dtype == torch.bfloat16:
         is_used = is_used and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     elif weight.dtype != torch.float32:
