@@ -1,13 +1,30 @@
 """`python -m tracelib` in its own process, and what every verb's options share."""
 
 import json
-import os
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 from tracelib.cli import VERBS, complete_flags, main
+
+
+@pytest.fixture
+def run_module(tmp_path, monkeypatch, capsys):
+    """Return what does here what `python -m tracelib` does: its status, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(words):
+        monkeypatch.setattr(sys, "argv", ["tracelib", *words])
+        monkeypatch.delitem(sys.modules, "tracelib.__main__", raising=False)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module("tracelib", run_name="__main__")
+        status, (out, err) = stopped.value.code, capsys.readouterr()
+        # a process prints what it is told to exit with, and its status is 1
+        return (1, out, f"{err}{status}\n") if isinstance(status, str) else (status, out, err)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -22,15 +39,22 @@ from tracelib.cli import VERBS, complete_flags, main
         (["download", "--root=x", "--dry_run=maybe"], 2, "error: "),
     ],
 )
-def test_what_a_verb_finds_wrong_is_one_line(words, status, line, tmp_path):
-    command = [sys.executable, "-m", "tracelib", *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert line in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_a_verb_finds_wrong_is_one_line(words, status, line, run_module):
+    code, out, err = run_module(words)
+    assert (code, out) == (status, "")
+    assert line in err
+    assert "Traceback" not in err
     if status == 1:
-        assert done.stderr.startswith(line)
-        assert done.stderr.count("\n") == 1
+        assert err.startswith(line)
+        assert err.count("\n") == 1
+
+
+def test_in_a_process_of_its_own_it_is_the_same(run_module):
+    words = ["check", "--root=nowhere"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tracelib", *words], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == run_module(words)
 
 
 def test_what_a_recipe_raises_keeps_its_traceback(tmp_path):
@@ -69,11 +93,13 @@ def test_help_of_a_verb_has_its_whole_description(verb, capsys):
     assert " ".join(docstring.split()) in " ".join(text.split())
 
 
-def test_a_traceback_is_there_for_who_asks(tmp_path):
-    command = [sys.executable, "-m", "tracelib", "evaluate", "--runs_folder", str(tmp_path)]
-    for value, expected in (("", False), ("1", True)):
-        environment = {**os.environ, "TRACELIB_TRACEBACK": value}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 1
-        assert "holds no finished run" in done.stderr
-        assert ("Traceback" in done.stderr) == expected
+@pytest.mark.parametrize("value", ["", "1"])
+def test_a_traceback_is_there_for_who_asks(run_module, tmp_path, monkeypatch, value):
+    monkeypatch.setenv("TRACELIB_TRACEBACK", value)
+    words = ["evaluate", "--runs_folder", str(tmp_path)]
+    if value:
+        with pytest.raises(FileNotFoundError, match="holds no finished run"):
+            run_module(words)
+    else:
+        code, _, err = run_module(words)
+        assert (code, "holds no finished run" in err) == (1, True)
