@@ -4,9 +4,11 @@ import json
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import tracelib
 from tracelib.cli import VERBS, complete_flags, main
 
 
@@ -17,9 +19,8 @@ def run_module(tmp_path, monkeypatch, capsys):
 
     def run(words):
         monkeypatch.setattr(sys, "argv", ["tracelib", *words])
-        monkeypatch.delitem(sys.modules, "tracelib.__main__", raising=False)
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_module("tracelib", run_name="__main__")
+            runpy.run_path(str(Path(tracelib.__file__).with_name("__main__.py")), {}, "__main__")
         status, (out, err) = stopped.value.code, capsys.readouterr()
         # a process prints what it is told to exit with, and its status is 1
         return (1, out, f"{err}{status}\n") if isinstance(status, str) else (status, out, err)
