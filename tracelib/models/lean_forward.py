@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from tracelib.models.lean_layer import LeanLayer, Mask, Rotation, normalize
+from tracelib.models.lean_layer import MOST_SCORES, LeanLayer, Mask, Rotation, normalize
 from tracelib.models.products import Product
 
 _PROBE_ROWS, _PROBE_TOKENS = 8, 6  # many enough for products by oneDNN
@@ -147,22 +147,23 @@ class LeanForward:
         """Return who sees whom, from the padding mask `[B, C]` or one that `sdpa` takes."""
         num_tokens = states.shape[1]
         num_columns = num_tokens if cache is None else cache.get_mask_sizes(num_tokens, 0)[0]
-        if num_tokens > 1 or mask is None or mask.shape != (len(states), num_columns):
-            visible: Any = create_causal_mask(
+        num_scores = len(states) * self._layers[0].num_queries * num_tokens * num_columns
+        is_few = states.is_cpu and (num_tokens == 1 or num_scores <= MOST_SCORES)
+        visible: Any
+        if num_tokens == 1 and mask is not None and mask.shape == (len(states), num_columns):
+            visible = mask.bool()[:, None, None]
+        else:
+            visible = create_causal_mask(
                 config=self._model.config,
                 inputs_embeds=states,
                 attention_mask=mask,
                 past_key_values=cache,
                 position_ids=None,
+                allow_is_causal_skip=not is_few,
             )
+        if not is_few or visible.dtype != torch.bool:
             return Mask(visible, None)
-        if not states.is_cpu:
-            return Mask(mask.bool()[:, None, None], None)
-        # on a CPU, batched products are faster than sdpa
-        bias = torch.where(mask.bool(), 0.0, torch.finfo(torch.float32).min)[:, None, None]
-        num_queries, num_keys = self._layers[0].num_queries, self._layers[0].num_keys
-        bias = bias.expand(-1, num_keys, num_queries // num_keys, -1)
-        return Mask(None, bias.flatten(0, 1).contiguous())
+        return Mask(None, torch.where(visible, 0.0, torch.finfo(torch.float32).min))
 
     @torch.no_grad()
     def compare(self) -> float:

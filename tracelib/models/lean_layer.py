@@ -1,7 +1,7 @@
 """A layer of a language model in fewer and larger operations than transformers', for inference.
 
 Projections of one input are one product, a residual is added by the product that it belongs to,
-and one query a row attends by products over whole columns.
+and on a CPU short prompts and single tokens attend by batched products.
 
 Shapes: B rows, T tokens, D dimensions, Q heads of queries, K heads of keys, E numbers of a head,
 C columns of keys.
@@ -17,13 +17,16 @@ from torch.nn import functional
 
 from tracelib.models.products import Product
 
+MOST_SCORES = 2**20
+"""Of these, and for one query a row whatever the number, products are faster on a CPU than `sdpa`."""
+
 
 class Mask(NamedTuple):
     """Who sees whom: one of the two, or neither for all that came before.
 
     Args:
         visible: `[B, 1, T, C]` whether a token sees a column, or what is added to the score.
-        bias: `[B * K, Q / K, C]` what is added to the scores of one query a row.
+        bias: `[B, 1, T, C]` what is added to the scores of attention by products, float32.
     """
 
     visible: Tensor | None
@@ -31,11 +34,11 @@ class Mask(NamedTuple):
 
     def select(self, rows: Tensor, places: Tensor, num_columns: int) -> Mask:
         """Return the mask of one token a row."""
-        if self.visible is None:
+        if self == (None, None):
             columns = torch.arange(num_columns, device=places.device)
             return Mask((columns <= places[:, None])[:, None, None], None)
-        visible = self.visible.expand(len(rows), -1, -1, -1)
-        return Mask(visible[rows, :, places][:, :, None], None)
+        whole = (part if part is None else part.expand(len(rows), -1, -1, -1) for part in self)
+        return Mask(*(part if part is None else part[rows, :, places][:, :, None] for part in whole))
 
 
 class Rotation:
@@ -130,13 +133,7 @@ class LeanLayer:
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
         """Return `[B, T, Q * E]`, what queries `[B, T, Q, E]` see."""
         if mask.bias is not None:
-            # counted in float32 whatever the type, as sdpa does
-            queries = query.reshape(len(mask.bias), -1, self._head_size).float()
-            columns = key.flatten(0, 1).float().transpose(1, 2)
-            scores = torch.baddbmm(mask.bias, queries, columns, alpha=self._scale)
-            del columns
-            seen = torch.bmm(scores.softmax(-1), value.flatten(0, 1).float())
-            return seen.view(len(query), 1, -1).to(query.dtype)
+            return attend_by_products(query, key, value, mask.bias, self._scale)
         num_groups = self.num_queries // self.num_keys
         if mask.visible is not None and not query.is_cpu:
             # on a GPU, a mask and shared keys together leave sdpa its slowest way only
@@ -152,6 +149,35 @@ class LeanLayer:
             enable_gqa=num_groups > 1,
         )
         return seen.transpose(1, 2).flatten(2)
+
+
+def attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """Return what `sdpa` does, by batched products over whole matrices of scores.
+
+    All is counted in float32 whatever the type, as in `sdpa`.
+
+    Args:
+        query: `[B, T, Q, E]`.
+        key: `[B, K, C, E]`; Q / K queries have one key.
+        value: `[B, K, C, E]`.
+        bias: `[B, 1, T, C]` what is added to the scores, or None.
+        scale: Of the scores.
+
+    Returns:
+        `[B, T, Q * E]`.
+    """
+    shape = len(query), query.shape[2], query.shape[1], key.shape[2]  # [B, Q, T, C]
+    queries = query.unflatten(2, (key.shape[1], -1)).permute(0, 2, 3, 1, 4).float()
+    queries = queries.reshape(-1, shape[1] // key.shape[1] * shape[2], query.shape[3])
+    columns = key.flatten(0, 1).float().transpose(1, 2)
+    scores = torch.bmm(queries, columns).view(shape)
+    del columns
+    scores = scores.mul_(scale) if bias is None else torch.add(bias, scores, alpha=scale)
+    weights = scores.softmax(-1).view(*queries.shape[:2], -1)
+    seen = torch.bmm(weights, value.flatten(0, 1).float()).view(*shape[:3], -1)
+    return seen.transpose(1, 2).flatten(2).to(query.dtype)
 
 
 def normalize(states: Tensor, norm: Any) -> Tensor:

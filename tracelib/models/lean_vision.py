@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import vision_utils
 
-from tracelib.models.lean_layer import Rotation
+from tracelib.models.lean_layer import MOST_SCORES, Rotation, attend_by_products
 
 _PROBE_GRIDS = ((1, 4, 6), (1, 20, 14), (1, 4, 6), (2, 4, 4))  # several windows, and two frames
 _MOST_SIZES = 256  # of pictures, whose layouts are kept
@@ -192,14 +192,21 @@ class _Attention:
         for length, patches in self._lean.group_windows(cu_seqlens):
             part = heads if patches is None else heads[patches]
             query, key, value = part.unflatten(0, (-1, length)).permute(2, 0, 3, 1, 4)
-            found = functional.scaled_dot_product_attention(query, key, value, scale=self._scale)
-            found = found.transpose(1, 2).flatten(2).flatten(0, 1)
+            found = self._attend(query, key, value).flatten(0, 1)
             if patches is None:
                 seen = found
             else:
                 seen[patches] = found
         output: Tensor = self._out(seen)
         return output
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return `[W, L, H * E]`, what queries `[W, H, L, E]` see."""
+        num_scores = query.numel() // query.shape[-1] * query.shape[2]
+        if query.is_cpu and num_scores <= MOST_SCORES:
+            return attend_by_products(query.transpose(1, 2), key, value, None, self._scale)
+        seen = functional.scaled_dot_product_attention(query, key, value, scale=self._scale)
+        return seen.transpose(1, 2).flatten(2)
 
 
 def _check_patches(project: nn.Module) -> nn.Conv3d:
