@@ -82,15 +82,26 @@ class DecodeCache(Cache):
         self._lengths[slots] = lengths.cpu()
         self._fit(int(self._lengths[: slots.stop].max()))
         # the last token of each row comes right before the next column, wherever its padding was
-        last = mask.shape[1] - 1 - mask.flip(-1).argmax(-1)
-        back = torch.arange(1 - int(lengths.max()), 1, device=mask.device)
-        columns, places = (last[:, None] + back).clamp(min=0), self._count_back(-back)
+        longest, last = int(lengths.max()), mask.shape[1] - 1 - mask.flip(-1).argmax(-1)
+        back = torch.arange(longest - 1, -1, -1, device=mask.device)
+        columns = (last[:, None] - back).clamp(min=0)
+        is_left_padded = bool((last == mask.shape[1] - 1).all())
+
+        def put(ours: Tensor, taken: Tensor) -> None:
+            """Write tokens `[N, longest, ...]` into the ring's last columns."""
+            ours[slots] = 0  # a NaN stays one, though it weighs nothing
+            num_wrapped = max(0, longest - self.next)
+            ours[slots, self.num_columns - num_wrapped :] = taken[:, :num_wrapped]
+            ours[slots, max(0, self.next - longest) : self.next] = taken[:, num_wrapped:]
+
+        put(self._is_token, (back < lengths[:, None]).long())
         for layer, given in zip(self._slots, prefilled, strict=True):
             for ours, theirs in ((layer.keys, given.keys), (layer.values, given.values)):
-                ours[slots] = 0  # a NaN stays one, though it weighs nothing
-                ours[slots, :, places] = theirs[rows_there[:, None], :, columns].transpose(1, 2)
-        self._is_token[slots] = 0
-        self._is_token[slots, places] = (-back < lengths[:, None]).long()
+                if is_left_padded:  # slices are copied faster than places
+                    taken = theirs.index_select(0, rows_there)[:, :, -longest:].transpose(1, 2)
+                else:
+                    taken = theirs[rows_there[:, None], :, columns]
+                put(ours.transpose(1, 2), taken)
         self.num_active = slots.stop
         self._is_token[: self.num_active, self.next] = 1
 
@@ -121,13 +132,9 @@ class DecodeCache(Cache):
             self._is_token[to] = self._is_token[source]
             for layer in self._slots:
                 for tensor in (layer.keys, layer.values):
-                    tensor[to] = tensor[source]
+                    tensor.index_copy_(0, to, tensor.index_select(0, source))
         self.num_active = num_kept
         return order
-
-    def _count_back(self, steps: Tensor) -> Tensor:
-        """Return the columns written so many steps before the last, which is 0."""
-        return (self.next - 1 - steps) % self.num_columns
 
     @torch.inference_mode(mode=False)  # what is kept may be written to in either mode
     def _fit(self, longest: int) -> None:
