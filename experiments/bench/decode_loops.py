@@ -1,6 +1,6 @@
-"""The two loops that the engine is measured against, over the same model and the same prompts.
+"""The three loops that the engine is measured against, over the same model and the same prompts.
 
-Both take a model whose LoRA updates are merged, and left-padded prompts, and read them by
+All take a model whose LoRA updates are merged, and left-padded prompts, and read them by
 transformers' own layers. Shapes: B queries, T tokens, D dimensions.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from tracelib.models.encoder import Encoder
 from tracelib.types import EncoderInput
@@ -95,6 +96,56 @@ class DecodeLoop:
         states = torch.stack(steps)[lengths, rows].float().cpu()
         sizes = lengths.tolist()
         return [w[:n] for w, n in zip(written.tolist(), sizes, strict=True)], states
+
+    @torch.no_grad()
+    def embed_compacted(self, prompts: EncoderInput) -> tuple[list[list[int]], Tensor]:
+        """Return thoughts and states `[B, D]` of a padded batch, as a short script would get them.
+
+        One prefill embeds what answers at once; the rest is decoded together, and each row leaves
+        the cache when it is done. None takes its place, so that the last ones are read alone.
+        """
+        prompts = prompts.to(self.encoder.device)
+        model: Any = self.encoder.model
+        with use_own_layers(model):
+            return self._embed_compacted(model, prompts)
+
+    def _embed_compacted(self, model: Any, prompts: EncoderInput) -> tuple[list[list[int]], Tensor]:
+        emb, offset = self.encoder.emb_token_id, self.encoder.read_offset
+        positions, step = self.encoder.compute_positions(prompts)
+        cache, mask = DynamicCache(config=model.config), prompts.attention_mask
+        pictures = {"pixel_values": prompts.pixel_values, "image_grid_thw": prompts.image_grid_thw}
+        states = model.model(
+            input_ids=prompts.input_ids,
+            attention_mask=mask,
+            position_ids=positions.expand(3, -1, -1) if positions.ndim == 2 else positions,
+            past_key_values=cache,
+            **{name: value for name, value in pictures.items() if value is not None},
+        )[0][:, -1]
+        tokens = model.lm_head(states).argmax(-1)
+        found, rows = states.clone(), torch.arange(len(states), device=states.device)
+        thoughts: list[list[int]] = [[] for _ in states]
+        is_done = (tokens == emb) & (offset == -1)
+        while not is_done.all():
+            if is_done.any():
+                stay = (~is_done).nonzero().flatten()
+                cache.batch_select_indices(stay)
+                rows, tokens, mask, step = rows[stay], tokens[stay], mask[stay], step[stay]
+            was_emb = tokens == emb
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                thoughts[row] += [token] * (token != emb)
+            mask = torch.cat([mask, torch.ones_like(rows)[:, None]], dim=1)
+            states = model.model(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=(mask.sum(-1, keepdim=True) - 1 + step).expand(3, -1, -1),
+                past_key_values=cache,
+            )[0][:, -1]
+            tokens = model.lm_head(states).argmax(-1)
+            is_full = [len(thoughts[row]) == self.max_rationale_tokens for row in rows.tolist()]
+            tokens[torch.tensor(is_full, device=tokens.device)] = emb
+            is_done = tokens == emb if offset == -1 else was_emb
+            found[rows[is_done]] = states[is_done]
+        return thoughts, found.float().cpu()
 
     @torch.no_grad()
     def write_thoughts(self, prompts: EncoderInput) -> Tensor:

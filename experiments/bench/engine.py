@@ -1,4 +1,4 @@
-"""Measures the engine against two loops around transformers' `generate`.
+"""Measures the engine against loops over transformers' own layers.
 
 python experiments/bench/engine.py [--run RUN] [--shape 0.1b] [--dtype float32] [--device cpu]
 
@@ -12,6 +12,8 @@ median over the runs counts.
   timed on queries spread evenly over the lengths of the thoughts.
 - Against `generate` on padded batches that keeps hidden states, as UME-R1 does; its batches are as
   large as the engine's prefill, and sorted by prompt length as well.
+- Against a plain loop that gates first and lets finished rows leave the cache, over the same
+  batches (`compacted_ratio`): what refilling, shared prefixes and leaner layers add to that.
 - `easy_fraction` and `mix_fraction` compare the engine with itself: queries that answer at once
   against never thinking, and the natural mix against the harmonic mix of the two pure rates;
   `mix_10_fraction` and `mix_50_fraction` are of mixes in which 10 and 50 % think.

@@ -160,9 +160,10 @@ class EngineSides:
             batches = self.join(queries)
             ours = self.embed(self.engine, batches, gate)
             found = dict(zip((q.place for q in queries), range(len(queries)), strict=True))
-            pairs = [self.loop.embed_batch(batch) for batch in batches]
+            loops = (self.loop.embed_batch, self.loop.embed_compacted)
+            pairs = [embed(batch) for embed in loops for batch in batches]
             theirs = [pair for ids, states in pairs for pair in zip(ids, states, strict=True)]
-            rows = list(range(len(queries)))
+            rows = list(range(len(queries))) * len(loops)
             looped = self.looped[name]
             theirs += [self.loop.embed_alone(query.prompt) for query in looped]
             rows += [found[query.place] for query in looped]
@@ -226,6 +227,14 @@ class EngineSides:
         theirs: Sides = {
             "generate_think_all": (lambda: [loop.embed_batch(p) for p in hard], len(self.hard)),
             "generate_natural_mix": (lambda: [loop.embed_batch(p) for p in mix], len(self.mix)),
+            "compacted_think_all": (
+                lambda: [loop.embed_compacted(p) for p in hard],
+                len(self.hard),
+            ),
+            "compacted_natural_mix": (
+                lambda: [loop.embed_compacted(p) for p in mix],
+                len(self.mix),
+            ),
         }
         for name, queries in self.looped.items():
             side = {"hard": "loop_think_all", "mix": "loop_natural_mix"}[name]
@@ -283,8 +292,9 @@ def compare_rates(rates: dict[str, float], mixed_shares: dict[str, float]) -> di
         mixed_shares: Share of queries that think, by side that is a mix.
 
     >>> rates = {"think_all": 10.0, "direct": 40.0, "easy": 30.0, "natural_mix": 16.0}
-    >>> others = ("loop_think_all", "loop_natural_mix", "generate_think_all")
-    >>> rates |= dict.fromkeys((*others, "generate_natural_mix"), 2.0) | {"mix_20": 20.0}
+    >>> others = [f"{loop}_think_all" for loop in ("loop", "generate", "compacted")]
+    >>> others += [name.replace("think_all", "natural_mix") for name in others]
+    >>> rates |= dict.fromkeys(others, 2.0) | {"mix_20": 20.0}
     >>> ratios = compare_rates(rates, {"natural_mix": 0.5, "mix_20": 0.2})
     >>> [ratios[name] for name in ("think_all_ratio", "easy_fraction", "mix_fraction")]
     [5.0, 0.75, 1.0]
@@ -300,6 +310,8 @@ def compare_rates(rates: dict[str, float], mixed_shares: dict[str, float]) -> di
         "natural_mix_ratio": rates["natural_mix"] / rates["loop_natural_mix"],
         "generate_ratio": rates["natural_mix"] / rates["generate_natural_mix"],
         "think_all_generate_ratio": rates["think_all"] / rates["generate_think_all"],
+        "compacted_ratio": rates["natural_mix"] / rates["compacted_natural_mix"],
+        "think_all_compacted_ratio": rates["think_all"] / rates["compacted_think_all"],
         "easy_fraction": rates["easy"] / rates["direct"],
         "mix_fraction": fractions.pop("natural_mix"),
         **{f"{side}_fraction": fraction for side, fraction in fractions.items()},

@@ -41,7 +41,7 @@ def find_eager_row(encoder, batch):
 
 
 def embed_with_all(decode_loops, encoder, prompts, batch, limit, pad_token_id):
-    """Return thoughts and states of engine, padded loop and batch-1 loop."""
+    """Return thoughts and states of engine, padded loop, compacted loop and batch-1 loop."""
     count = len(prompts)
     engine = ReasoningEngine(encoder, None, limit, decode_batch_size=3)
     output = engine.embed_queries(
@@ -53,6 +53,7 @@ def embed_with_all(decode_loops, encoder, prompts, batch, limit, pad_token_id):
         output,
         (output.rationale_token_ids, output.embeddings),
         loop.embed_batch(batch),
+        loop.embed_compacted(batch),
         ([thought for thought, _ in alone], torch.stack([state for _, state in alone])),
     )
 
@@ -67,13 +68,13 @@ def test_all_sides_agree_on_pictures_and_any_length(
     with torch.no_grad():
         embedding = encoder.model.get_input_embeddings().weight
         embedding[encoder.emb_token_id] = find_eager_row(encoder, batch)
-    output, ours, padded, alone = embed_with_all(
+    output, ours, *theirs = embed_with_all(
         load_script("decode_loops"), encoder, rows, batch, limit, pad
     )
     lengths = {len(thought) for thought in ours[0]}
     assert {0, limit} < lengths
     assert output.is_forced.any()
-    for thoughts, states in (padded, alone):
+    for thoughts, states in theirs:
         assert thoughts == ours[0]
         torch.testing.assert_close(states, ours[1], rtol=0, atol=1e-4)
 
@@ -101,14 +102,14 @@ def test_random_weights_count_down_and_feel_the_prompt(load_script):
         prompts[7].input_ids.tolist()
     ]
     batch = sources.join_prompts(prompts, source.pad_token_id)
-    _, ours, padded, alone = embed_with_all(
+    _, ours, *theirs = embed_with_all(
         load_script("decode_loops"), source.encoder, prompts, batch, 7, source.pad_token_id
     )
     lengths = [int(prompt.input_ids[0, -1]) - 1 for prompt in prompts]
     assert len(set(lengths[:6])) > 2
     assert lengths[6:] == [0] * 6
     assert ours[0] == [list(range(length, 0, -1)) for length in lengths]
-    for thoughts, states in (padded, alone):
+    for thoughts, states in theirs:
         assert thoughts == ours[0]
         torch.testing.assert_close(states, ours[1], rtol=0, atol=1e-4)
     spread = torch.pdist(ours[1][6:])  # all read the same last token
@@ -119,12 +120,15 @@ def test_ratios_are_of_rates_and_the_mix_is_per_query(load_script):
     rates = {"think_all": 10.0, "direct": 40.0, "easy": 30.0, "natural_mix": 16.0}
     rates |= {"loop_think_all": 2.0, "loop_natural_mix": 4.0}
     rates |= {"generate_think_all": 5.0, "generate_natural_mix": 8.0, "mix_20": 20.0}
+    rates |= {"compacted_think_all": 8.0, "compacted_natural_mix": 5.0}
     shares = {"natural_mix": 0.5, "mix_20": 0.2}
     assert load_script("engine_sides").compare_rates(rates, shares) == {
         "think_all_ratio": 5,
         "natural_mix_ratio": 4,
         "generate_ratio": 2,
         "think_all_generate_ratio": 2,
+        "compacted_ratio": 3.2,
+        "think_all_compacted_ratio": 1.25,
         "easy_fraction": 0.75,
         "mix_fraction": 1,
         "mix_20_fraction": 0.8,
@@ -164,6 +168,7 @@ def test_measures_every_side_of_one_model(load_script, dtype):
         assert set(rates) == {
             *("think_all", "natural_mix", "easy", "direct", "mix_10", "mix_50"),
             *("generate_think_all", "generate_natural_mix", "loop_think_all", "loop_natural_mix"),
+            *("compacted_think_all", "compacted_natural_mix"),
         }
         assert min(rates.values()) > 0
     places = [query.place for query in found.hard]

@@ -48,6 +48,12 @@ def lean(decoder):
     return LeanForward(decoder, make_head(decoder))
 
 
+@pytest.fixture(params=[0, 2**20], ids=["sdpa", "products"])
+def attention(request, monkeypatch):
+    """Have several tokens a row attend by one or the other."""
+    monkeypatch.setattr("tracelib.models.lean_forward.MOST_SCORES", request.param)
+
+
 def read(forward, ids, mask, cache=None, last=None, **options):
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     with torch.no_grad():
@@ -72,6 +78,7 @@ def make_tokens(num_rows=4, num_tokens=11, paddings=(0, 3, 0, 5)):
     return ids, mask
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("paddings", [(0, 0, 0, 0), (0, 3, 2, 5)])
 def test_whole_sequences(decoder, lean, paddings):
     ids, mask = make_tokens(paddings=paddings)
@@ -81,6 +88,7 @@ def test_whole_sequences(decoder, lean, paddings):
     assert not close(other[mask.bool()], expected[mask.bool()], 1e-2)
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("last", [(10, 10, 10, 10), (0, 4, 7, 10)])
 @pytest.mark.parametrize("paddings", [(0, 0, 0, 0), (0, 1, 0, 0)])
 def test_single_places(decoder, lean, last, paddings):
@@ -94,6 +102,22 @@ def test_single_places(decoder, lean, last, paddings):
     assert read(lean, ids, mask).shape[1] == 11  # it is over with the block
 
 
+def test_a_mask_of_scores(decoder, lean):
+    """What is added to the scores, as transformers takes it too."""
+    ids, mask = make_tokens()
+    hidden = torch.ones(11, 11).triu(1).bool()[None, None] | ~mask.bool()[:, None, None]
+    scores = torch.zeros(4, 1, 11, 11).masked_fill(hidden, torch.finfo(torch.float32).min)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        expected, found = (
+            forward(input_ids=ids, attention_mask=scores, position_ids=positions).last_hidden_state
+            for forward in (decoder.forward, lean)
+        )
+    assert close(found[mask.bool()], expected[mask.bool()])
+    assert close(found[mask.bool()], read(lean, ids, mask)[mask.bool()])
+
+
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache])
 def test_steps_behind_a_cache(decoder, lean, make_cache):
     """A prompt, three tokens at once, then one at a time."""
@@ -110,6 +134,7 @@ def test_steps_behind_a_cache(decoder, lean, make_cache):
     assert close(found[1], read(decoder.forward, ids, mask)[mask.bool()])
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("num_new", [1, 4])
 def test_single_places_behind_a_cache(decoder, lean, num_new):
     """Also where a prompt has one token behind what all prompts share."""

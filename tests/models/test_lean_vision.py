@@ -50,8 +50,10 @@ def measure_difference(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.parametrize("most_scores", [0, 2**20], ids=["sdpa", "products"])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_states_are_the_encoders_own(visual, sizes):
+def test_states_are_the_encoders_own(visual, sizes, most_scores, monkeypatch):
+    monkeypatch.setattr("tracelib.models.lean_vision.MOST_SCORES", most_scores)
     patches, grids = make_pictures(visual, sizes)
     lean = LeanVision(visual)
     expected = read(visual.forward, patches, grids)

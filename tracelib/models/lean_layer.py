@@ -18,7 +18,7 @@ from torch.nn import functional
 from tracelib.models.products import Product
 
 MOST_SCORES = 2**20
-"""Of these, and for one query a row whatever the number, products are faster on a CPU than `sdpa`."""
+"""Up to so many, products are faster than `sdpa` on a CPU; for one query a row they always are."""
 
 
 class Mask(NamedTuple):
@@ -34,11 +34,16 @@ class Mask(NamedTuple):
 
     def select(self, rows: Tensor, places: Tensor, num_columns: int) -> Mask:
         """Return the mask of one token a row."""
-        if self == (None, None):
+
+        def pick(part: Tensor | None) -> Tensor | None:
+            if part is None:
+                return None
+            return part.expand(len(rows), -1, -1, -1)[rows, :, places][:, :, None]
+
+        if self.visible is None and self.bias is None:
             columns = torch.arange(num_columns, device=places.device)
             return Mask((columns <= places[:, None])[:, None, None], None)
-        whole = (part if part is None else part.expand(len(rows), -1, -1, -1) for part in self)
-        return Mask(*(part if part is None else part[rows, :, places][:, :, None] for part in whole))
+        return Mask(pick(self.visible), pick(self.bias))
 
 
 class Rotation:
@@ -169,7 +174,8 @@ def attend_by_products(
         `[B, T, Q * E]`.
     """
     shape = len(query), query.shape[2], query.shape[1], key.shape[2]  # [B, Q, T, C]
-    queries = query.unflatten(2, (key.shape[1], -1)).permute(0, 2, 3, 1, 4).float()
+    queries = query.view(*query.shape[:2], key.shape[1], -1, query.shape[3])
+    queries = queries.permute(0, 2, 3, 1, 4).float()
     queries = queries.reshape(-1, shape[1] // key.shape[1] * shape[2], query.shape[3])
     columns = key.flatten(0, 1).float().transpose(1, 2)
     scores = torch.bmm(queries, columns).view(shape)
