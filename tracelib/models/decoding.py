@@ -77,7 +77,8 @@ class _Rows:
         places: `[A]` their places in the output.
         tokens: `[A, 1]` the next token to read.
         positions: `[A, 1]` its rotary position.
-        written: `[A]` number of tokens of the thought so far, that one included.
+        written: `[A]` tokens of the thought so far, that one included.
+        history: `[A, max_rationale_tokens]` these tokens.
         uniforms: `[A, max_rationale_tokens + 1]` the random numbers that draw the tokens.
     """
 
@@ -85,6 +86,7 @@ class _Rows:
     tokens: Tensor
     positions: Tensor
     written: Tensor
+    history: Tensor
     uniforms: Tensor
 
     def select(self, rows: Tensor) -> _Rows:
@@ -161,7 +163,7 @@ class DecodeBatch:
         self.direct: list[Tensor] = []
         self.features: list[GateFeatures] = []
         self.thinks: list[Tensor] = []
-        self.steps: list[tuple[Tensor, Tensor]] = []  # places of the rows, and what each wrote
+        self.rationales: list[list[int]] = [[] for _ in range(num_rows)]
         self.is_forced = torch.zeros(num_rows, dtype=torch.bool)
 
     def start(self, part: Prefill, first: int) -> None:
@@ -190,10 +192,17 @@ class DecodeBatch:
             -1, torch.tensor([emb], device=copies.device), -torch.inf
         )
         tokens = torch.where(thinks[going], self.sampling.choose(logits, uniforms[:, 0]), emb)
-        self.steps.append((places[going], tokens))
         written = thinks[going].long()
-        position = part.positions[copies[going]]
-        rows = _Rows(places[going], tokens[:, None], position, written, uniforms)
+        history = tokens.new_zeros(len(going), self.limit)
+        history[:, 0] = tokens * written
+        rows = _Rows(
+            places[going],
+            tokens[:, None],
+            part.positions[copies[going]],
+            written,
+            history,
+            uniforms,
+        )
         self.waiting = _Waiting(part.cache, part.mask, copies[going].cpu(), rows)
 
     def decode(self, is_last: bool) -> None:
@@ -236,8 +245,11 @@ class DecodeBatch:
         tokens = torch.where(is_forced, emb, tokens)
         is_closed = tokens == emb
         is_done = is_closed if self.encoder.read_offset == -1 else is_read
-        self.steps.append((rows.places, torch.where(is_read, emb, tokens)))
-        rows.written = rows.written + (~is_closed).long()
+        grows = ~is_closed & ~is_read
+        slot = rows.written.clamp(max=self.limit - 1)[:, None]
+        before = rows.history.gather(1, slot)
+        rows.history.scatter_(1, slot, torch.where(grows[:, None], tokens[:, None], before))
+        rows.written = rows.written + grows.long()
         rows.tokens, rows.positions = tokens[:, None], rows.positions + 1
         goes, forced = torch.stack([is_done, is_forced]).cpu()
         if forced.any():
@@ -247,14 +259,20 @@ class DecodeBatch:
 
     def _let_go(self, rows: _Rows, goes: Tensor, states: Tensor) -> None:
         gone = goes.nonzero().flatten()
-        there = gone.to(states.device)
-        self.done.append((rows.places[there].cpu(), states[there].float().cpu()))
+        leaving = rows.select(gone)
+        places = leaving.places.cpu()
+        self.done.append((places, states[gone.to(states.device)].float().cpu()))
+        written = zip(
+            places.tolist(), leaving.history.tolist(), leaving.written.tolist(), strict=True
+        )
+        for place, tokens, length in written:
+            self.rationales[place] = tokens[:length]
         order = self.cache.drop_rows(goes)
         self.active = rows.select(order) if len(order) else None
 
     def finish(self, hidden_size: int) -> EngineOutput:
         """Return all rows, once every one is done."""
-        embeddings = torch.empty(len(self.is_forced), hidden_size)
+        embeddings = torch.empty(len(self.rationales), hidden_size)
         for places, states in self.done:
             embeddings[places] = states
         nothing = torch.empty(0)
@@ -264,15 +282,6 @@ class DecodeBatch:
             thinks=torch.cat([nothing.bool(), *self.thinks]),
             think_probability=torch.cat([nothing, *(f.think_probability for f in self.features)]),
             emb_is_first=torch.cat([nothing.bool(), *(f.emb_is_first for f in self.features)]),
-            rationale_token_ids=self._collect_rationales(),
+            rationale_token_ids=self.rationales,
             is_forced=self.is_forced,
         )
-
-    def _collect_rationales(self) -> list[list[int]]:
-        """Return what each row has written, without embedding tokens."""
-        rationales: list[list[int]] = [[] for _ in self.is_forced]
-        for step in self.steps:
-            for place, token in zip(*(part.tolist() for part in step), strict=True):
-                if token != self.encoder.emb_token_id:
-                    rationales[place].append(token)
-        return rationales
