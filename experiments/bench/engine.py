@@ -16,7 +16,9 @@ median over the runs counts.
   batches (`compacted_ratio`): what refilling, shared prefixes and leaner layers add to that.
 - `easy_fraction` and `mix_fraction` compare the engine with itself: queries that answer at once
   against never thinking, and the natural mix against the harmonic mix of the two pure rates;
-  `mix_10_fraction` and `mix_50_fraction` are of mixes in which 10 and 50 % think.
+  `mix_10_fraction` and `mix_50_fraction` are of mixes in which 10 and 50 % think. The pure rates
+  are of whole sets. In a mix fewer think, and the last ones in small company; the `own_fraction`s
+  are of rates of the mix's own two halves, each alone, and leave that out.
 - `memory_ratio` is the peak of a whole process, ours over all thinking queries against plain
   `generate` on one padded batch of as many queries as we decode at once, medians of three processes
   each; `memory_growth_ratio` leaves out what a process held with the model loaded.
@@ -77,7 +79,7 @@ def bench_engine(
     num_queries: int = 2048,
     num_looped: int = 48,
     batch_size: int = 64,
-    decode_batch_size: int = 128,
+    decode_batch_size: int = 512,
     dtype: DType = "bfloat16",
     device: str = "cpu",
     num_threads: int = 2,
@@ -94,7 +96,8 @@ def bench_engine(
             fewer, the last thoughts are in smaller company, and mixes slower.
         num_looped: Queries of each set for the loop that takes them one by one.
         batch_size: Prompts read at once.
-        decode_batch_size: Most queries that the engine decodes at the same time.
+        decode_batch_size: Most queries that the engine decodes at the same time. The default is
+            that of Scenes' recipes (`model.decode_batch_size`).
         dtype: Type of the weights.
         device: Where the model runs, e.g. `cuda`.
         num_threads: Threads of every side.

@@ -92,8 +92,9 @@ class EngineSides:
         self.hard = spread([query for query in queries if query.thought], num_queries)
         self.easy = spread([query for query in queries if not query.thought], num_queries)
         self.mix = self._mix(queries, num_queries, self.think_share)
-        self.other_mixes = {
-            percent: self._mix(queries, num_queries, percent / 100) for percent in _OTHER_MIXES
+        self.mixes = {"natural_mix": self.mix} | {
+            f"mix_{percent}": self._mix(queries, num_queries, percent / 100)
+            for percent in _OTHER_MIXES
         }
         self.looped = {
             "hard": spread(self.hard, num_looped),
@@ -214,16 +215,22 @@ class EngineSides:
         engine, loop = self.engine, self.loop
         ours: Sides = {
             "think_all": (lambda: self.embed(engine, hard, AlwaysGate()), len(self.hard)),
-            "natural_mix": (lambda: self.embed(engine, mix, FirstTokenGate()), len(self.mix)),
             "easy": (lambda: self.embed(engine, easy, FirstTokenGate()), len(self.easy)),
             "direct": (lambda: self.embed(engine, easy, NeverGate()), len(self.easy)),
         }
-        for percent, queries in self.other_mixes.items():
-            parts = self.join(queries)
-            ours[f"mix_{percent}"] = (
-                lambda parts=parts: self.embed(engine, parts, FirstTokenGate()),  # type: ignore[misc]
-                len(queries),
-            )
+        gates: dict[str, Gate] = {
+            "": FirstTokenGate(),
+            "_thinking": AlwaysGate(),
+            "_direct": NeverGate(),
+        }
+        for name, queries in self.mixes.items():
+            halves = [[q for q in queries if bool(q.thought) == thinks] for thinks in (True, False)]
+            for chosen, (suffix, gate) in zip([queries, *halves], gates.items(), strict=True):
+                parts = self.join(chosen)
+                ours[name + suffix] = (
+                    lambda parts=parts, gate=gate: self.embed(engine, parts, gate),  # type: ignore[misc]
+                    len(chosen),
+                )
         theirs: Sides = {
             "generate_think_all": (lambda: [loop.embed_batch(p) for p in hard], len(self.hard)),
             "generate_natural_mix": (lambda: [loop.embed_batch(p) for p in mix], len(self.mix)),
@@ -261,11 +268,9 @@ class EngineSides:
     @property
     def mixed_shares(self) -> dict[str, float]:
         """Share of queries of each timed mix that think, by its side."""
-        mixes = {"natural_mix": self.mix}
-        mixes |= {f"mix_{percent}": queries for percent, queries in self.other_mixes.items()}
         return {
             side: statistics.mean(float(bool(query.thought)) for query in queries)
-            for side, queries in mixes.items()
+            for side, queries in self.mixes.items()
         }
 
 
@@ -294,17 +299,23 @@ def compare_rates(rates: dict[str, float], mixed_shares: dict[str, float]) -> di
     >>> rates = {"think_all": 10.0, "direct": 40.0, "easy": 30.0, "natural_mix": 16.0}
     >>> others = [f"{loop}_think_all" for loop in ("loop", "generate", "compacted")]
     >>> others += [name.replace("think_all", "natural_mix") for name in others]
-    >>> rates |= dict.fromkeys(others, 2.0) | {"mix_20": 20.0}
-    >>> ratios = compare_rates(rates, {"natural_mix": 0.5, "mix_20": 0.2})
+    >>> rates |= dict.fromkeys(others, 2.0)
+    >>> rates |= {"natural_mix_thinking": 10.0, "natural_mix_direct": 20.0}
+    >>> ratios = compare_rates(rates, {"natural_mix": 0.5})
     >>> [ratios[name] for name in ("think_all_ratio", "easy_fraction", "mix_fraction")]
     [5.0, 0.75, 1.0]
-    >>> ratios["mix_20_fraction"]
-    0.8
+    >>> round(ratios["mix_own_fraction"], 3)
+    1.2
     """
-    fractions = {
-        side: rates[side] * (share / rates["think_all"] + (1 - share) / rates["direct"])
-        for side, share in mixed_shares.items()
-    }
+    fractions = {}
+    for side, share in mixed_shares.items():
+        pure = {
+            "fraction": (rates["think_all"], rates["direct"]),
+            "own_fraction": (rates[f"{side}_thinking"], rates[f"{side}_direct"]),
+        }
+        for name, (thinking, direct) in pure.items():
+            label = f"{side.removeprefix('natural_')}_{name}"
+            fractions[label] = rates[side] * (share / thinking + (1 - share) / direct)
     return {
         "think_all_ratio": rates["think_all"] / rates["loop_think_all"],
         "natural_mix_ratio": rates["natural_mix"] / rates["loop_natural_mix"],
@@ -313,6 +324,5 @@ def compare_rates(rates: dict[str, float], mixed_shares: dict[str, float]) -> di
         "compacted_ratio": rates["natural_mix"] / rates["compacted_natural_mix"],
         "think_all_compacted_ratio": rates["think_all"] / rates["compacted_think_all"],
         "easy_fraction": rates["easy"] / rates["direct"],
-        "mix_fraction": fractions.pop("natural_mix"),
-        **{f"{side}_fraction": fraction for side, fraction in fractions.items()},
+        **fractions,
     }

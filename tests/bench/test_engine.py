@@ -121,6 +121,8 @@ def test_ratios_are_of_rates_and_the_mix_is_per_query(load_script):
     rates |= {"loop_think_all": 2.0, "loop_natural_mix": 4.0}
     rates |= {"generate_think_all": 5.0, "generate_natural_mix": 8.0, "mix_20": 20.0}
     rates |= {"compacted_think_all": 8.0, "compacted_natural_mix": 5.0}
+    rates |= {"natural_mix_thinking": 8.0, "natural_mix_direct": 16.0}
+    rates |= {"mix_20_thinking": 5.0, "mix_20_direct": 20.0}
     shares = {"natural_mix": 0.5, "mix_20": 0.2}
     assert load_script("engine_sides").compare_rates(rates, shares) == {
         "think_all_ratio": 5,
@@ -131,7 +133,9 @@ def test_ratios_are_of_rates_and_the_mix_is_per_query(load_script):
         "think_all_compacted_ratio": 1.25,
         "easy_fraction": 0.75,
         "mix_fraction": 1,
+        "mix_own_fraction": 1.5,
         "mix_20_fraction": 0.8,
+        "mix_20_own_fraction": pytest.approx(1.6),
     }
 
 
@@ -164,9 +168,11 @@ def test_measures_every_side_of_one_model(load_script, dtype):
         assert 0.99 < drift["bfloat16_worst_cosine"] < 1 - 1e-7
     runs = found.time_sides(num_runs=2)
     assert len(runs) == 2
+    mixes = ("natural_mix", "mix_10", "mix_50")
     for rates in runs:
         assert set(rates) == {
-            *("think_all", "natural_mix", "easy", "direct", "mix_10", "mix_50"),
+            *("think_all", "easy", "direct"),
+            *(mix + half for mix in mixes for half in ("", "_thinking", "_direct")),
             *("generate_think_all", "generate_natural_mix", "loop_think_all", "loop_natural_mix"),
             *("compacted_think_all", "compacted_natural_mix"),
         }
