@@ -53,8 +53,8 @@ class RetrievalModule(LightningModule):
         router_width: Hidden units of the router, >= 0; 0 makes it linear.
         max_rationale_tokens: Longest thought when embedding; longer ones get the embedding token
             appended and are counted.
-        decode_batch_size: Most queries that think at the same time when embedding. More is faster, and
-            takes memory for the keys and values of each.
+        decode_batch_size: Most queries that think at the same time when embedding. More is faster,
+            and takes memory for the keys and values of each.
         contrastive_rationale: What the embedding is read after in training; linked to the data's.
         rollout: How the model writes its own thoughts in training, for `self`.
         warmup_fraction: Share of all steps with linear warm-up, 0 .. 1; a cosine decays to zero
